@@ -1,0 +1,1 @@
+"""What is run: configurations, their mains and their results."""

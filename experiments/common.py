@@ -1,0 +1,164 @@
+"""What training and generation share: from a configuration to a model, and back from a folder."""
+
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import absl.logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from nlx import data, models, training
+
+CHECKPOINTS = 'checkpoints'
+FAMILIES = ('hope', 'transformer')
+# Another value of one of these makes another run; the rest may change when a run resumes.
+FIXED = ('seed', 'model', 'data')
+
+
+class Language(NamedTuple):
+  """A model with its tokenizer, as pure functions of its parameters."""
+
+  model: nnx.Module
+  graph: nnx.GraphDef
+  params: Any
+  tokenizer: data.Tokenizer
+
+
+def start(config: ml_collections.ConfigDict) -> None:
+  """Sets up logging, JAX and its cache; before anything asks for the devices."""
+  absl.logging.set_verbosity(absl.logging.WARNING)
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells of every step that it takes.
+  if config.mesh.cpu_devices:
+    jax.config.update('jax_num_cpu_devices', config.mesh.cpu_devices)
+  if config.cache_dir or not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = config.cache_dir or pathlib.Path(home, 'nlx', 'xla')
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def create(config: ml_collections.ConfigDict) -> Language:
+  """Builds the model that a configuration describes, initialised from its seed."""
+  tokenizer = data.tokenizer(config.data.tokenizer)
+  fields = {
+    name: tuple(value) if isinstance(value, list) else value for name, value in config.model.items()
+  }
+  family = fields.pop('family')
+  if family not in FAMILIES:
+    raise ValueError(f'`model.family` must be one of {FAMILIES}, got {family!r}.')
+  make = getattr(models, family)
+  model = models.create(make(vocab_size=tokenizer.vocab_size, **fields), rngs=nnx.Rngs(config.seed))
+  graph, params = nnx.split(model, nnx.Param)
+  return Language(model, graph, nnx.as_pure(params), tokenizer)
+
+
+def loss_fn(graph: nnx.GraphDef) -> training.step.LossFn:
+  """Returns the loss of a model, (params, batch) -> (sum of nats, number of tokens)."""
+
+  def loss(params, batch):
+    return nnx.merge(graph, params).loss(batch['tokens'], batch['targets'], batch['mask'])
+
+  return loss
+
+
+def diagnosis(graph: nnx.GraphDef) -> Callable[[Any, training.step.Batch], dict[str, jax.Array]]:
+  """Returns the sizes of a model's states, (params, batch) -> {level: [num_chunks]}."""
+
+  @jax.jit
+  def diagnose(params, batch):
+    return nnx.merge(graph, params).diagnose(batch['tokens'], batch['targets'], batch['mask'])
+
+  return diagnose
+
+
+def continuation(
+  language: Language,
+  params: Any,
+  prompt: str,
+  *,
+  max_tokens: int,
+  key: jax.Array,
+  temperature: float,
+  top_k: int | None,
+) -> str:
+  """Returns what a model with these parameters writes after a prompt, fit for a terminal."""
+  tokens = language.tokenizer.encode(prompt)
+  if not len(tokens):
+    raise ValueError('`prompt` must hold at least one token, got an empty text.')
+  written, _ = models.generate(
+    nnx.merge(language.graph, params),
+    jnp.asarray(tokens, jnp.int32)[None],
+    max_tokens=max_tokens,
+    key=key,
+    temperature=temperature,
+    top_k=top_k,
+  )
+  text = language.tokenizer.decode(jax.device_get(written)[0])
+  return ''.join(c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text)
+
+
+def as_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns a configuration as it is after a round trip through JSON."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes config.json; refuses if the folder holds a run of another model, data or seed.
+
+  Raises:
+    ValueError: Names the first setting that differs.
+  """
+  path = workdir / 'config.json'
+  new = as_dict(config)
+  if path.exists():
+    old = json.loads(path.read_text(encoding='utf-8'))
+    for key in FIXED:
+      difference = _difference(old.get(key), new[key], key)
+      if difference:
+        raise ValueError(
+          f'`workdir` {str(workdir)!r} holds another run: {difference}. Use another folder, or '
+          'the configuration of that run.'
+        )
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(new, indent=2) + '\n', encoding='utf-8')
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """Returns the configuration of the run in a folder.
+
+  Raises:
+    FileNotFoundError: If the folder holds no run.
+  """
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise FileNotFoundError(f'`workdir` {str(workdir)!r} holds no run: there is no config.json.')
+  return ml_collections.ConfigDict(json.loads(path.read_text(encoding='utf-8')))
+
+
+def restore_params(language: Language, workdir: pathlib.Path) -> Any:
+  """Returns the parameters of the latest checkpoint in a folder."""
+  folder = workdir / CHECKPOINTS
+  if not folder.exists():
+    raise FileNotFoundError(f'`workdir` {str(workdir)!r} holds no run: there are no checkpoints.')
+  checkpoints = training.Checkpoints(folder, read_only=True)
+  try:
+    return checkpoints.restore_params(language.params)
+  finally:
+    checkpoints.close()
+
+
+def _difference(old: Any, new: Any, name: str) -> str | None:
+  """Describes the first leaf in which two nested dicts differ."""
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    return None if old == new else f'`{name}` was {old!r}, but is {new!r} here'
+  for key in sorted({*old, *new}):
+    found = _difference(old.get(key), new.get(key), f'{name}.{key}')
+    if found:
+      return found
+  return None

@@ -1,0 +1,100 @@
+"""Language models on text: `lm.py:MODEL-SIZE`, MODEL hope or transformer.
+
+  python -m experiments.train --config=experiments/configs/lm.py:hope-tiny --workdir=runs/tiny
+  python -m experiments.generate --workdir=runs/tiny --prompt='The import statement'
+
+SIZE is one of
+
+  smoke   a few steps of a toy, to see that everything runs
+  tiny    the smallest that learns to write; one CPU
+  340m    24 layers of width 1024, 15B tokens of 4096
+  760m    24 layers of width 1536, 30B tokens of 4096
+  1b      24 layers of width 2048, 100B tokens of 4096
+
+The large sizes need a text and a tokenizer of their own:
+`--config.data.corpus='corpus/*.txt' --config.data.tokenizer=tokenizer.json`.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+MODELS = ('hope', 'transformer')
+
+SIZES = {
+  'smoke': {'model_dim': 32, 'num_layers': 1, 'num_heads': 2, 'dtype': 'float32'},
+  'tiny': {'model_dim': 128, 'num_layers': 2, 'num_heads': 4, 'dtype': 'float32'},
+  '340m': {'model_dim': 1024, 'num_layers': 24, 'num_heads': 16, 'dtype': 'bfloat16'},
+  '760m': {'model_dim': 1536, 'num_layers': 24, 'num_heads': 16, 'dtype': 'bfloat16'},
+  '1b': {'model_dim': 2048, 'num_layers': 24, 'num_heads': 32, 'dtype': 'bfloat16'},
+}
+
+# Periods in tokens, at which the levels of HOPE update.
+LEVELS = {
+  'smoke': {'chunk_size': 16, 'projection_chunk_size': 32, 'cms_periods': (32, 64)},
+  'tiny': {'chunk_size': 32, 'projection_chunk_size': 64, 'cms_periods': (64, 256)},
+  '340m': {'chunk_size': 64, 'projection_chunk_size': 256, 'cms_periods': (256, 1024)},
+  '760m': {'chunk_size': 64, 'projection_chunk_size': 256, 'cms_periods': (256, 1024)},
+  '1b': {'chunk_size': 64, 'projection_chunk_size': 256, 'cms_periods': (256, 1024)},
+}
+
+# Steps, sequences per step, tokens per sequence, peak learning rate, warm-up steps.
+RUNS = {
+  'smoke': (4, 2, 64, 3e-3, 1),
+  'tiny': (500, 8, 512, 3e-3, 50),
+  '340m': (28_610, 128, 4096, 1e-3, 1000),
+  '760m': (57_220, 128, 4096, 7e-4, 1000),
+  '1b': (190_735, 128, 4096, 5e-4, 2000),
+}
+
+
+def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
+  """Returns the configuration that `arg`, MODEL-SIZE, names."""
+  family, _, size = arg.partition('-')
+  if family not in MODELS or size not in SIZES:
+    raise ValueError(
+      f'`lm.py:{arg}` is unknown; use lm.py:MODEL-SIZE with MODEL one of {", ".join(MODELS)} '
+      f'and SIZE one of {", ".join(SIZES)}.'
+    )
+  steps, batch_size, seq_len, learning_rate, warmup_steps = RUNS[size]
+  config = ml_collections.ConfigDict()
+  config.name = arg
+  config.seed = 0
+  config.cache_dir = ''  # Compiled programs; the user's cache folder if empty.
+  config.model = {'family': family, **SIZES[size], **(LEVELS[size] if family == 'hope' else {})}
+  config.data = {
+    'corpus': 'documentation',  # Or python_source, a text file, a glob pattern.
+    'max_bytes': config_dict.placeholder(int),
+    'tokenizer': 'bytes',  # Or a `tokenizers` JSON file.
+    'seq_len': seq_len,
+    'batch_size': batch_size,
+    'sampling': 'epochs',  # Or random.
+  }
+  config.optimizer = {
+    'name': 'adamw',
+    'learning_rate': learning_rate,
+    'warmup_steps': warmup_steps,
+    'floor': 0.1,  # Of the peak learning rate, at the end.
+    'weight_decay': 0.1,
+    'clip_norm': 1.0,
+    'adamw': {'b1': 0.9, 'b2': 0.95},  # Options of the optimizer of this name.
+  }
+  config.training = {
+    'steps': steps,
+    'log_every': 10,
+    'eval_every': max(steps // 10, 1),
+    'checkpoint_every': max(steps // 10, 1),
+    'keep': 3,
+    'accumulation': 1,  # Microbatches per step.
+  }
+  config.sample = {
+    'prompt': 'The ',
+    'max_tokens': 200,
+    'temperature': 0.8,
+    'top_k': config_dict.placeholder(int),
+  }
+  config.mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'cpu_devices': 0}  # 0 CPU devices: as found.
+  if size == 'smoke':
+    config.data.max_bytes = 20_000
+    config.training.update(log_every=1, eval_every=2, checkpoint_every=2)
+    config.sample.max_tokens = 16
+  return config

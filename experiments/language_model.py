@@ -1,0 +1,118 @@
+"""One run of a language model, from its configuration to its summary."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+
+from experiments import common, report
+from nlx import data, levels, parallel, training
+
+STACKED = ('blocks',)  # Parts of a model whose parameters have a leading axis of layers.
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+  """Trains, or resumes, in a folder and leaves the results there.
+
+  Args:
+    config: As made by experiments/configs/lm.py.
+    workdir: Folder of the run; made if missing.
+
+  Returns:
+    The summary, as written to summary.json.
+  """
+  language = common.create(config)
+  corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
+  task = make_task(config, language, corpus)
+  common.write_config(config, workdir)
+  if jax.process_index() == 0:
+    print(levels.describe(language.model), flush=True)
+  mesh = make_mesh(config)
+  key = jax.random.key(config.seed)
+  state = training.init_state(language.params, task.tx, key=key)
+  result = training.train(
+    task,
+    training.Settings(**config.training),
+    parallel.place(state, parallel.replicated(mesh)),
+    workdir,
+    sharding=parallel.batch_sharding(mesh),
+    hooks=make_hooks(config, language, key),
+    meta={'config': common.as_dict(config)},
+  )
+  summary = report.summarise(result, config, language, corpus.digest)
+  if jax.process_index() == 0:
+    report.write(summary, language, workdir)
+  return summary
+
+
+def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+  """Returns the mesh; every microbatch must divide evenly over its `data` axis."""
+  mesh = parallel.make_mesh(**{axis: config.mesh[axis] for axis in parallel.AXES})
+  parts = mesh.shape['data'] * config.training.accumulation
+  if config.data.batch_size % parts:
+    raise ValueError(
+      f'`data.batch_size` must be a multiple of the {mesh.shape["data"]} devices of the `data` '
+      f'axis times `training.accumulation` {config.training.accumulation}, '
+      f'got {config.data.batch_size}.'
+    )
+  return mesh
+
+
+def make_task(
+  config: ml_collections.ConfigDict, language: common.Language, corpus: data.Corpus
+) -> training.Task:
+  """Returns what is learned, and from what."""
+  batches = {
+    'seq_len': config.data.seq_len,
+    'batch_size': config.data.batch_size,
+    'process_index': jax.process_index(),
+    'process_count': jax.process_count(),
+  }
+  options = config.optimizer
+  schedule = training.warmup_cosine(
+    options.learning_rate,
+    warmup_steps=options.warmup_steps,
+    total_steps=config.training.steps,
+    floor=options.floor,
+  )
+  tx = training.optimizer(
+    options.name,
+    schedule,
+    weight_decay=options.weight_decay,
+    decay_mask=functools.partial(training.matrices, stacked=STACKED),
+    clip_norm=options.clip_norm,
+    **options.get(options.name, {}),
+  )
+  return training.Task(
+    loss_fn=common.loss_fn(language.graph),
+    tx=tx,
+    schedule=schedule,
+    batches=data.train_batches(
+      corpus.train.tokens, seed=config.seed, sampling=config.data.sampling, **batches
+    ),
+    validation=data.validation_batches(corpus.validation, context=corpus.train.tokens, **batches),
+    train_bytes_per_token=corpus.train.bytes_per_token,
+    validation_bytes_per_token=corpus.validation.bytes_per_token,
+  )
+
+
+def make_hooks(
+  config: ml_collections.ConfigDict, language: common.Language, key: jax.Array
+) -> training.Hooks:
+  """Returns the samples and the diagnosis that the loop asks for."""
+  options = config.sample
+
+  def sample(params: Any, step: int) -> str:
+    return options.prompt + common.continuation(
+      language,
+      params,
+      options.prompt,
+      max_tokens=options.max_tokens,
+      key=jax.random.fold_in(key, step),
+      temperature=options.temperature,
+      top_k=options.top_k,
+    )
+
+  return training.Hooks(sample=sample, diagnose=common.diagnosis(language.graph))

@@ -1,0 +1,64 @@
+"""What a finished run leaves in its folder, besides checkpoints and metrics."""
+
+import json
+import pathlib
+import platform
+from typing import Any
+
+import flax
+import jax
+import ml_collections
+import optax
+from matplotlib.figure import Figure
+
+from experiments import common
+from nlx import levels, training
+
+
+def summarise(
+  result: dict[str, Any],
+  config: ml_collections.ConfigDict,
+  language: common.Language,
+  digest: str,
+) -> dict[str, Any]:
+  """Returns the summary of a run: its result and what is needed to compare it with another."""
+  devices = jax.devices()
+  return {
+    'name': config.name,
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(language.params)),
+    **result,
+    'versions': {
+      'python': platform.python_version(),
+      'jax': jax.__version__,
+      'flax': flax.__version__,
+      'optax': optax.__version__,
+    },
+    'device': f'{len(devices)} x {devices[0].device_kind}',
+    'corpus_digest': digest,
+    'config': common.as_dict(config),
+  }
+
+
+def write(summary: dict[str, Any], language: common.Language, workdir: pathlib.Path) -> None:
+  """Writes summary.json, samples.txt, loss.png and levels.png."""
+  rows = training.read_metrics(workdir / 'metrics.jsonl')
+  (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+  samples = [f'--- step {row["step"]}\n{row["sample"]}\n' for row in rows if 'sample' in row]
+  (workdir / 'samples.txt').write_text('\n'.join(samples), encoding='utf-8')
+  plot_loss(rows, summary['name']).savefig(workdir / 'loss.png', dpi=150)
+  levels.plot(language.model).savefig(workdir / 'levels.png', dpi=150)
+
+
+def plot_loss(rows: list[dict[str, Any]], title: str) -> Figure:
+  """Draws the training and validation curves, in bits per byte against steps."""
+  figure = Figure(figsize=(7, 4), layout='constrained')
+  axes = figure.subplots()
+  for name, label in (('train_bits_per_byte', 'training'), ('val_bits_per_byte', 'validation')):
+    points = [(row['step'], row[name]) for row in rows if name in row]
+    axes.plot(
+      *zip(*points, strict=True), label=label, marker='o' if name.startswith('val') else None
+    )
+  axes.set(xlabel='step', ylabel='bits per byte', title=title)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  return figure

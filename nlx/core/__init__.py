@@ -1,0 +1,48 @@
+"""What knows no learning: axis letters, checks, pytree arithmetic, rematerialised scans.
+
+Axis letters, used in every shape comment of this package:
+
+====  =====================================================
+B     batch: independent sequences
+T     time: tokens of a sequence
+C     chunk: consecutive tokens that share one state
+H     heads
+R     roles: memories of one layer that share keys and gates
+K, V  width of a head's keys and of its values
+D     model width
+F     hidden width of a memory or of an MLP
+L     layers
+====  =====================================================
+"""
+
+from nlx.core.checks import check_choice, check_divides, check_positive
+from nlx.core.products import matmul
+from nlx.core.scan import join_time, scan_chunks, split_time
+from nlx.core.trees import (
+  clip_by_norm,
+  select,
+  squared_norm,
+  tree_add,
+  tree_cast,
+  tree_scale,
+  tree_size,
+  tree_zeros_like,
+)
+
+__all__ = [
+  'check_choice',
+  'check_divides',
+  'check_positive',
+  'clip_by_norm',
+  'join_time',
+  'matmul',
+  'scan_chunks',
+  'select',
+  'split_time',
+  'squared_norm',
+  'tree_add',
+  'tree_cast',
+  'tree_scale',
+  'tree_size',
+  'tree_zeros_like',
+]

@@ -1,0 +1,28 @@
+"""Matrix products in the form that compilers run fastest."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+  """a @ b with all leading axes merged into one, so that every product is a plain batched one.
+
+  A product whose operands broadcast otherwise becomes one with several free axes, and its derivatives have more; these
+  are slow on CPUs, and some versions of XLA refuse them beyond a rank.
+
+  Args:
+    a: [..., M, K].
+    b: [..., K, N]; leading axes broadcast with those of a.
+
+  Returns:
+    [..., M, N].
+  """
+  leading = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+
+  def merged(x):
+    x = jnp.broadcast_to(x, leading + x.shape[-2:])
+    return x.reshape((math.prod(leading), *x.shape[-2:]))
+
+  return (merged(a) @ merged(b)).reshape((*leading, a.shape[-2], b.shape[-1]))

@@ -1,0 +1,176 @@
+"""The exact chunk-parallel form of the rules: no per-token weight is ever built.
+
+The errors of a chunk are taken at the weights of its start, so that the recurrence of `Rule` is
+linear in its state. With a_t, b_t the running products of alpha and mu, A[t,s] = a_t / a_s and
+B[t,s] = b_t / b_s for s <= t, G = A B and c = A b, it unrolls to
+
+    W_t q = a_t W_0 q + c_t S_0 q - sum_{s<=t} (A[t,s] u_s + G[t,s] write_s e_s) (x_s . q)
+
+where u_s = decay_s W_{s-1} x_s is what the decay removes, the solution of one unit lower triangular
+system per chunk. The factors A, B, G depend on gates only and are shared by all matrices of a
+memory; the system depends on the inputs only and is shared by all memories that read the same keys.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nlx.core import matmul
+from nlx.memories.rules import Gates, Rule, rates
+from nlx.memories.triangular import unit_lower_inverse
+
+
+class Factors(NamedTuple):
+  """What a chunk's gates alone determine; None where the rule does not use it."""
+
+  kept: jax.Array | None  # a_t [..., C]
+  kept_between: jax.Array  # A [..., C, C], zero above the diagonal
+  carried: jax.Array | None  # c_t [..., C]
+  carried_between: jax.Array | None  # G [..., C, C]; None if it equals A
+  momentum: jax.Array | None  # b_C [...]
+  momentum_to_end: jax.Array | None  # B[C, :] [..., C]
+
+
+def gate_factors(rule: Rule, gates: Gates) -> Factors:
+  """Running products of the gates, in log space and masked before the exponential."""
+  size = gates.rate.shape[-1]
+  lower = jnp.tril(jnp.ones((size, size), gates.rate.dtype))
+  lower = lower.reshape((1,) * (gates.rate.ndim - 1) + lower.shape)
+  if rule.retention:
+    log_kept, kept_between = _running_products(gates.log_retention, lower)
+    kept = jnp.exp(log_kept)
+  else:
+    kept, kept_between = None, lower
+  if not rule.momentum:
+    return Factors(kept, kept_between, None, None, None, None)
+  log_momentum, momentum_between = _running_products(gates.log_momentum, lower)
+  momentum = jnp.exp(log_momentum)
+  added = kept_between if gates.valid is None else kept_between * gates.valid[..., None, :]
+  return Factors(
+    kept=kept,
+    kept_between=kept_between,
+    carried=matmul(added, momentum[..., None])[..., 0],
+    carried_between=matmul(added, momentum_between),
+    momentum=momentum[..., -1],
+    momentum_to_end=momentum_between[..., -1, :],
+  )
+
+
+def _running_products(logs, lower):
+  running = matmul(lower, logs[..., None])[..., 0]
+  between = running[..., :, None] - running[..., None, :]
+  return running, lower * jnp.exp(jnp.where(lower > 0, between, 0))
+
+
+class MatrixState(NamedTuple):
+  """State of one matrix of a memory."""
+
+  weight: jax.Array  # W [..., V, K]
+  momentum: jax.Array | None  # S [..., V, K]; None without momentum
+
+
+class MatrixChunk(NamedTuple):
+  """One matrix over one chunk: what its reads and its last state are made of."""
+
+  start: MatrixState
+  factors: Factors
+  inputs: jax.Array  # x_t [..., C, K]
+  writes: jax.Array  # write_t e_t [..., C, V]
+  removed: jax.Array | None  # u_t [..., C, V]; None without delta
+
+
+def matrix_chunk(
+  rule: Rule,
+  factors: Factors,
+  gates: Gates,
+  start: MatrixState,
+  inputs: jax.Array,
+  errors: jax.Array,
+) -> MatrixChunk:
+  """Solves one chunk of the rule for one matrix.
+
+  Args:
+    rule: The rule.
+    factors: `gate_factors(rule, gates)`.
+    gates: [..., C].
+    start: State before the chunk, or before the part of a chunk that these tokens are.
+    inputs: x_t [..., C, K].
+    errors: e_t [..., C, V], at the weights of the chunk's start.
+
+  Returns:
+    The chunk, to be read with `read_tokens` and closed with `last_state`.
+  """
+  decay, write = rates(rule, gates, jnp.sum(jnp.square(inputs), axis=-1))
+  writes = write[..., None] * errors
+  if decay is None:
+    return MatrixChunk(start, factors, inputs, writes, None)
+  gram = decay[..., None] * matmul(inputs, inputs.mT)
+  inverse = unit_lower_inverse(_shift(factors.kept_between) * gram)
+  target = _scaled(_shift_gate(factors.kept), matmul(inputs, start.weight.mT))
+  if factors.carried is None:
+    old = decay[..., None] * target - matmul(_shift(factors.kept_between) * gram, writes)
+  else:
+    target += _shift_zero(factors.carried)[..., None] * matmul(inputs, start.momentum.mT)
+    old = decay[..., None] * target - matmul(_shift(factors.carried_between) * gram, writes)
+  return MatrixChunk(start, factors, inputs, writes, matmul(inverse, old))
+
+
+def read_tokens(chunk: MatrixChunk, queries: jax.Array) -> jax.Array:
+  """W_t q_t for every token of the chunk: [..., C, K] to [..., C, V]."""
+  factors, start = chunk.factors, chunk.start
+  scores = matmul(queries, chunk.inputs.mT)
+  out = _scaled(factors.kept, matmul(queries, start.weight.mT))
+  if factors.carried is None:
+    written = chunk.writes if chunk.removed is None else chunk.writes + chunk.removed
+    return out - matmul(factors.kept_between * scores, written)
+  out += factors.carried[..., None] * matmul(queries, start.momentum.mT)
+  out -= matmul(factors.carried_between * scores, chunk.writes)
+  if chunk.removed is not None:
+    out -= matmul(factors.kept_between * scores, chunk.removed)
+  return out
+
+
+def last_state(chunk: MatrixChunk) -> MatrixState:
+  """The state after the chunk's last token."""
+  factors, start = chunk.factors, chunk.start
+  kept_to_end = factors.kept_between[..., -1, :, None]
+  weight = start.weight if factors.kept is None else _last(factors.kept) * start.weight
+  if factors.carried is None:
+    written = chunk.writes if chunk.removed is None else chunk.writes + chunk.removed
+    written = kept_to_end * written
+    return MatrixState(weight - matmul(written.mT, chunk.inputs), None)
+  weight += _last(factors.carried) * start.momentum
+  written = factors.carried_between[..., -1, :, None] * chunk.writes
+  if chunk.removed is not None:
+    written += kept_to_end * chunk.removed
+  weight -= matmul(written.mT, chunk.inputs)
+  pushed = factors.momentum_to_end[..., None] * chunk.writes
+  momentum = factors.momentum[..., None, None] * start.momentum - matmul(pushed.mT, chunk.inputs)
+  return MatrixState(weight, momentum)
+
+
+def _last(gate):
+  return gate[..., -1, None, None]
+
+
+def _scaled(gate, x):
+  return x if gate is None else gate[..., None] * x
+
+
+def _shift(between):
+  """Moves rows down by one; the first row becomes zero."""
+  return jnp.concatenate([jnp.zeros_like(between[..., :1, :]), between[..., :-1, :]], axis=-2)
+
+
+def _shift_zero(gate):
+  return jnp.concatenate([jnp.zeros_like(gate[..., :1]), gate[..., :-1]], axis=-1)
+
+
+def _shift_gate(gate):
+  """a_{t-1} with a_0 = 1."""
+  if gate is None:
+    return None
+  return jnp.concatenate([jnp.ones_like(gate[..., :1]), gate[..., :-1]], axis=-1)
+
+

@@ -1,0 +1,143 @@
+"""A memory along a whole sequence, chunk by chunk."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nlx import core
+from nlx.levels import PeriodicLevel, PeriodicState
+from nlx.memories.memory import Memory, Tokens, absorb, level, read, weights_of
+from nlx.memories.networks import Network, Weights, apply
+from nlx.memories.objectives import Objective, l2
+from nlx.memories.rules import Rule, mask_gates
+
+
+class Layer(NamedTuple):
+  """A memory with its chunk size, ready to run over sequences.
+
+  Attributes:
+    memory: Network, rule and objective.
+    level: The memory as a level of period `chunk_size`.
+    unroll: `(state, tokens, queries [..., T, K], num_valid=None) -> (outputs [..., T, V], state)`,
+      from a state at the start of a chunk. T may end inside a chunk, and only the first `num_valid`
+      tokens count if given.
+    step: The same for tokens that stay within one chunk, usually one; `state` may be anywhere in
+      it.
+  """
+
+  memory: Memory
+  level: PeriodicLevel
+  unroll: Callable
+  step: Callable
+
+
+def layer(
+  network: Network,
+  rule: Rule,
+  chunk_size: int,
+  objective: Objective | None = None,
+  target: Callable[[Weights, jax.Array], jax.Array] | None = None,
+  reads: str = 'token',
+  remat: bool = False,
+) -> Layer:
+  """Makes a memory layer.
+
+  Args:
+    network: The map, such as `mlp(hidden=64)`.
+    rule: The update rule, such as `dgd(momentum=True)`.
+    chunk_size: Tokens whose errors are taken at one state.
+    objective: What a write lowers; `l2()` if not given.
+    target: What a value is turned into before it is written, see `Memory`; nothing if not given.
+    reads: 'token', each query is answered by the weights after its own token, or 'chunk', by those
+      of the chunk's start (Eq. 90 as printed).
+    remat: Whether the backward pass recomputes each chunk.
+
+  Returns:
+    The layer.
+
+  Raises:
+    ValueError: If `chunk_size` is smaller than 1 or `reads` is unknown.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, nlx
+    >>> layer = nlx.memories.layer(nlx.memories.mlp(hidden=8), nlx.memories.dgd(), chunk_size=4)
+    >>> weights = nlx.memories.init_weights(layer.memory.network, jax.random.key(0), 4, 4)
+    >>> x = jax.random.normal(jax.random.key(1), (10, 4))
+    >>> gate = jnp.full(10, 0.1)
+    >>> tokens = nlx.memories.Tokens(x, x, nlx.memories.Gates(gate, -gate, -gate))
+    >>> outputs, state = layer.unroll(layer.level.init(weights), tokens, x)
+    >>> outputs.shape, int(state.count)
+    ((10, 4), 2)
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 90-93; Sun et al., TTT,
+    arXiv 2407.04620, Sec. 2.5.
+  """
+  core.check_choice('reads', reads, ('token', 'chunk'))
+  memory = Memory(network, rule, objective or l2(), target or (lambda weights, values: values))
+  periodic_level = level(memory, chunk_size)
+
+  def write(state, tokens, queries, ticks):
+    live, solved = absorb(memory, state.gathered, state.held, tokens)
+    if reads == 'token':
+      outputs = read(memory, solved, queries)
+    else:
+      outputs = apply(network, weights_of(state.held), queries)
+    return outputs, PeriodicState(state.held, live, state.count + ticks)
+
+  def flush_if_due(state):
+    return jax.lax.cond(state.count >= chunk_size, periodic_level.flush, lambda state: state, state)
+
+  def step(state, tokens, queries, num_valid=None):
+    tokens, ticks = _only_valid(tokens, 0, num_valid)
+    outputs, state = write(state, tokens, queries, ticks)
+    return outputs, flush_if_due(state)
+
+  def unroll(state, tokens, queries, num_valid=None):
+    def one_chunk(state, chunk):
+      begin, tokens, queries = chunk
+      tokens, ticks = _only_valid(tokens, begin, num_valid)
+      outputs, state = write(state, tokens, queries, ticks)
+      return periodic_level.flush(state) if num_valid is None else flush_if_due(state), outputs
+
+    whole = queries.shape[-2] // chunk_size * chunk_size
+    pieces = []
+    if whole:
+      chunks = _map_time(lambda x, axis: _split(x, whole, chunk_size, axis), tokens, queries)
+      begins = jnp.arange(0, whole, chunk_size)
+      state, outputs = core.scan_chunks(one_chunk, state, (begins, *chunks), remat=remat)
+      pieces.append(core.join_time(outputs, axis=-2))
+    if whole < queries.shape[-2]:
+      rest = _map_time(lambda x, axis: _from(x, whole, axis), tokens, queries)
+      tokens, ticks = _only_valid(rest[0], whole, num_valid)
+      outputs, state = write(state, tokens, rest[1], ticks)
+      pieces.append(outputs)
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-2), state
+
+  return Layer(memory, periodic_level, unroll, step)
+
+
+def _map_time(function, tokens, queries):
+  """Applies `function(x, time_axis)` to everything that has a time axis."""
+  gates = jax.tree.map(lambda gate: function(gate, -1), tokens.gates)
+  tokens = Tokens(function(tokens.keys, -2), function(tokens.values, -2), gates)
+  return tokens, function(queries, -2)
+
+
+def _split(x, length, size, axis):
+  return core.split_time(jax.lax.slice_in_dim(x, 0, length, axis=axis), size, axis)
+
+
+def _from(x, begin, axis):
+  return jax.lax.slice_in_dim(x, begin, None, axis=axis)
+
+
+def _only_valid(tokens, begin, num_valid):
+  """Tokens of which those at `begin + i >= num_valid` leave no trace, and how many are left."""
+  size = tokens.keys.shape[-2]
+  if num_valid is None:
+    return tokens, size
+  valid = begin + jnp.arange(size) < num_valid
+  return tokens._replace(gates=mask_gates(tokens.gates, valid)), jnp.sum(valid)

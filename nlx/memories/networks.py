@@ -1,0 +1,108 @@
+"""The maps that memories are: a linear map, a residual MLP, or the user's own."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nlx import core
+
+Linear = Callable[[str, jax.Array], jax.Array]
+Weights = dict[str, jax.Array]
+
+
+class Network(NamedTuple):
+  """A map from keys to values whose parameters are matrices, as a memory learns it.
+
+  It is written once over an abstract linear operation. Applied to plain matrices it is a
+  feed-forward network; applied to matrices that change from token to token it is the parallel read
+  of a memory. An update rule sees each matrix with its own inputs and its own errors, so it works
+  for any network written like this.
+
+  Attributes:
+    shapes: `(key_dim, value_dim) -> {name: (out, in)}`.
+    apply: `(linear, keys [..., C, K]) -> values [..., C, V]`, where `linear(name, x)` maps the last
+      axis of x by the matrix of that name.
+  """
+
+  shapes: Callable[[int, int], dict[str, tuple[int, int]]]
+  apply: Callable[[Linear, jax.Array], jax.Array]
+
+
+def matrix() -> Network:
+  """M(k) = W k, the state of linear attention and of the delta rule.
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 64-65.
+  """
+  return Network(
+    shapes=lambda key_dim, value_dim: {'w': (value_dim, key_dim)},
+    apply=lambda linear, keys: linear('w', keys),
+  )
+
+
+def mlp(hidden: int, activation: Callable[[jax.Array], jax.Array] = jax.nn.silu) -> Network:
+  """M(k) = k + W1 activation(W2 k), a residual two-layer MLP.
+
+  Args:
+    hidden: F, the width of the hidden layer.
+    activation: The non-linearity.
+
+  Returns:
+    A network whose keys and values have one width.
+
+  Raises:
+    ValueError: If `hidden` is smaller than 1; when shapes are asked for, if the widths differ.
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 89.
+  """
+  core.check_positive('hidden', hidden)
+
+  def shapes(key_dim, value_dim):
+    if key_dim != value_dim:
+      raise ValueError(f'a residual memory needs equal widths, got {key_dim=} and {value_dim=}.')
+    return {'w1': (value_dim, hidden), 'w2': (hidden, key_dim)}
+
+  return Network(shapes, lambda linear, x: x + linear('w1', activation(linear('w2', x))))
+
+
+def init_weights(
+  network: Network,
+  key: jax.Array,
+  key_dim: int,
+  value_dim: int,
+  leading: tuple[int, ...] = (),
+  scale: float = 1.0,
+  dtype: Any = jnp.float32,
+) -> Weights:
+  """Random matrices of standard deviation `scale / sqrt(in)`.
+
+  Args:
+    network: The map.
+    key: A random key.
+    key_dim: K.
+    value_dim: V.
+    leading: Leading axes, such as heads.
+    scale: Relative size.
+    dtype: Of the matrices.
+
+  Returns:
+    `{name: [*leading, out, in]}`.
+  """
+  shapes = network.shapes(key_dim, value_dim)
+
+  def one(index, shape):
+    matrix = jax.random.normal(jax.random.fold_in(key, index), (*leading, *shape), dtype)
+    return scale / shape[1] ** 0.5 * matrix
+
+  return {name: one(i, shape) for i, (name, shape) in enumerate(sorted(shapes.items()))}
+
+
+def apply(network: Network, weights: Weights, keys: jax.Array) -> jax.Array:
+  """The network with fixed matrices: keys [..., C, K] to values [..., C, V].
+
+  Matrices are [..., out, in]; their leading axes broadcast with those of the keys.
+  """
+  return network.apply(lambda name, x: core.matmul(x, weights[name].mT), keys)

@@ -1,0 +1,326 @@
+"""The language model: embedding, a stack of blocks, an output head, and the loop that learns in context."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nlx import core
+from nlx.cms import SequentialCMS, in_context_level
+from nlx.levels import LevelInfo, NestResult, PeriodicState, nest
+from nlx.memories.attention import Attention
+from nlx.memories.modules import Projection, RMSNorm
+from nlx.memories.self_modifying import SelfModifying, SelfModifyingState
+from nlx.models import streaming
+from nlx.models.config import LanguageModelConfig
+from nlx.models.description import level_infos
+from nlx.models.streaming import Chunk, StreamState
+
+
+class Block(nnx.Module):
+  """x + mixer(norm(x)), then the continuum memory system, Eqs. 94-97."""
+
+  def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
+    dtypes = {'dtype': config.dtype, 'param_dtype': config.param_dtype}
+    self.norm = RMSNorm(config.model_dim, dtype=config.param_dtype)
+    if config.mixer == 'attention':
+      self.mixer = Attention(config.model_dim, config.num_heads, rngs=rngs, **dtypes)
+    else:
+      self.mixer = SelfModifying(config.self_modifying, rngs=rngs)
+    self.cms = SequentialCMS(
+      config.model_dim, config.cms_hidden, config.cms_periods, config.cms_rate, rngs=rngs, **dtypes
+    )
+
+  def __call__(self, x, fast, state, num_valid=None):
+    """From the start of a base chunk: x [B, C, D], fast weights and mixer state to x and state."""
+    mixed, state = self.mixer(self.norm(x), state, num_valid)
+    return self.cms(x + mixed, fast), state
+
+  def step(self, x, fast, state):
+    """One token x [B, 1, D], anywhere in a chunk."""
+    mixed, state = self.mixer.step(self.norm(x), state)
+    return self.cms(x + mixed, fast), state
+
+
+class LanguageModel(nnx.Module):
+  """A language model whose blocks may keep learning while it reads.
+
+  Parameters are slow weights. Fast state is an explicit value: it goes in and comes out of every call and is never stored
+  here.
+
+  Args:
+    config: The configuration.
+    rngs: Random streams; 'params' is used.
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Sec. 8.
+  """
+
+  def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    shape = (config.vocab_size, config.model_dim)
+    self.embedding = nnx.Param(
+      0.5 * jax.random.normal(rngs.params(), shape, config.param_dtype)
+    )
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stacked(rngs):
+      return Block(config, rngs=rngs)
+
+    self.blocks = stacked(rngs)
+    self.norm = RMSNorm(config.model_dim, dtype=config.param_dtype)
+    self.head = Projection(
+      config.model_dim,
+      config.vocab_size,
+      rngs=rngs,
+      scale=0.5,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
+    )
+
+  def num_parameters(self) -> int:
+    """How many slow weights there are."""
+    return core.tree_size(nnx.state(self, nnx.Param))
+
+  # ----- the network on one stretch of tokens
+
+  def apply(
+    self, tokens: jax.Array, fast: tuple, carry: Any, num_valid: jax.Array | None = None
+  ) -> tuple[jax.Array, Any]:
+    """Reads tokens [B, C] from the start of a base chunk with given fast weights.
+
+    Args:
+      tokens: Token ids.
+      fast: Weights of each level that learns in context, fastest first, leaves [L, B, ...].
+      carry: Mixer states of all layers, leaves [L, B, ...].
+      num_valid: How many of the tokens count, a scalar; all if None.
+
+    Returns:
+      Logits [B, C, vocab_size] in float32 and the new carry.
+    """
+    return self._through(tokens, fast, carry, lambda block, *args: block(*args, num_valid))
+
+  def apply_step(self, tokens: jax.Array, fast: tuple, carry: Any) -> tuple[jax.Array, Any]:
+    """Reads one token [B, 1] of every sequence, anywhere in a chunk."""
+    return self._through(tokens, fast, carry, lambda block, *args: block.step(*args))
+
+  def _through(self, tokens, fast, carry, call):
+    graph, params = nnx.split(self.blocks)
+
+    def layer(x, inputs):
+      params, fast, state = inputs
+      return call(nnx.merge(graph, params), x, fast, state)
+
+    x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
+    x, carry = core.scan_chunks(layer, x, (params, fast, carry))
+    logits = self.head(self.norm(x))
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), carry
+
+  # ----- levels and state
+
+  def levels(self) -> tuple:
+    """The levels that learn in context, fastest first, at their learned rates."""
+    periods = self.config.in_context_periods
+    if not periods:
+      return ()
+    rates = jnp.exp(self.blocks.cms.log_rates[...])
+    return tuple(
+      in_context_level(rates[:, i], period, self.config.cms_max_norm)
+      for i, period in enumerate(periods)
+    )
+
+  def init_levels(self, batch_size: int) -> tuple[PeriodicState, ...]:
+    """Fast weights of each level that learns in context: one copy of its slow weights per sequence."""
+
+    def copies(weight):
+      return jnp.repeat(weight[:, None], batch_size, axis=1)
+
+    initial = jax.vmap(lambda params: nnx.merge(graph, params).initial_weights(), 0)
+    graph, params = nnx.split(self.blocks.cms)
+    weights = jax.tree.map(copies, initial(params))
+    return tuple(level.init(w) for level, w in zip(self.levels(), weights, strict=True))
+
+  def init_carry(self, batch_size: int, max_length: int | None = None) -> Any:
+    """Mixer states of all layers before the first token, leaves [L, B, ...]."""
+    graph, params = nnx.split(self.blocks.mixer)
+    init = lambda params: nnx.merge(graph, params).init_state(batch_size, max_length)  # noqa: E731
+    return jax.vmap(init)(params)
+
+  # ----- learning in context
+
+  def cell(self, slow: Any, fast: tuple, carry: Any, chunk: Chunk, num_valid=None):
+    """The whole network on one base chunk, for `nlx.levels.nest`.
+
+    Returns:
+      Summed loss and token count of each sequence [B], the new carry, and logits.
+    """
+    model = nnx.merge(nnx.graphdef(self), slow)
+    logits, carry = model.apply(chunk.tokens, fast, carry, num_valid)
+    losses = token_losses(logits, chunk.targets) * chunk.mask
+    return jnp.sum(losses, axis=1), jnp.sum(chunk.mask, axis=1), carry, logits
+
+  def run(self, tokens: jax.Array, targets: jax.Array, mask: jax.Array, outputs) -> NestResult:
+    """Reads whole sequences from fresh state, learning in context as it goes.
+
+    Args:
+      tokens: [B, T].
+      targets: [B, T].
+      mask: [B, T], 0 where there is no target.
+      outputs: `(fast, carry, logits) -> Any`, what to keep of each base chunk.
+
+    Returns:
+      The result of `nest`: losses and counts [n, B] per base chunk.
+    """
+    batch_size, length = tokens.shape
+    learns = bool(self.config.in_context_periods)
+    size = self.config.base_chunk if learns else length
+    chunks = Chunk(tokens, targets, mask.astype(jnp.float32))
+    pad = -length % size
+    chunks = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, pad))), chunks)
+    chunks = jax.tree.map(lambda x: core.split_time(x, size, axis=-1), chunks)
+
+    def cell(slow, fast, carry, chunk):
+      loss, count, carry, logits = self.cell(slow, fast, carry, chunk)
+      return loss, count, carry, outputs(fast, carry, logits)
+
+    config = self.config
+    system = nest(
+      self.levels(),
+      cell,
+      chunk=size,
+      meta=config.meta,
+      truncate=config.truncate,
+      remat=config.remat,
+    )
+    carry = self.init_carry(batch_size, length + pad if learns else None)
+    return system(nnx.state(self), self.init_levels(batch_size), carry, chunks)
+
+  def loss(
+    self, tokens: jax.Array, targets: jax.Array, mask: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Next-token loss over fresh sequences, each chunk's taken before it is learned from.
+
+    Args:
+      tokens: [B, T] int32.
+      targets: [B, T] int32.
+      mask: [B, T], 0 where there is no target.
+
+    Returns:
+      The sum of losses in nats and the number of targets, scalars.
+    """
+    result = self.run(tokens, targets, mask, lambda fast, carry, logits: ())
+    return jnp.sum(result.loss), jnp.sum(result.count)
+
+
+  def diagnose(
+    self, tokens: jax.Array, targets: jax.Array, mask: jax.Array
+  ) -> dict[str, jax.Array]:
+    """The size of every level's state along a sequence, to find where a loss stopped being finite.
+
+    Args:
+      tokens: [B, T].
+      targets: [B, T].
+      mask: [B, T].
+
+    Returns:
+      For each level, fastest first, the root mean square of its state after each base chunk [n].
+    """
+    names = [info.name for info in self.level_infos()]
+    slow = _root_mean_square(nnx.state(self))
+
+    def sizes(fast, carry, logits):
+      del logits
+      fast_sizes = [_root_mean_square(state) for state in (*_mixer_states(carry), *fast)]
+      return jnp.stack([*fast_sizes, slow])
+
+    outputs = self.run(tokens, targets, mask, sizes).outputs
+    return {name: outputs[:, i] for i, name in enumerate(names)}
+
+  def level_infos(self) -> list[LevelInfo]:
+    """The levels of this model, fastest first, for `nlx.describe` and `nlx.levels.plot`."""
+    return level_infos(self)
+
+  # ----- streaming
+
+  def init_state(self, batch_size: int, max_length: int | None = None) -> StreamState:
+    """The state before the first token of a stream.
+
+    Args:
+      batch_size: B.
+      max_length: The most tokens that a stream may have; needed by attention, which keeps them all.
+
+    Returns:
+      The state, for `__call__`.
+
+    Raises:
+      ValueError: If the model has attention and `max_length` is not given.
+    """
+    if max_length is None and self.config.mixer == 'attention':
+      raise ValueError('`max_length` must be given: attention keeps every token that it has read.')
+    slack = self.config.base_chunk if max_length is not None else 0
+    return streaming.init_stream(self, batch_size, max_length and max_length + slack)
+
+  def __call__(self, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
+    """Reads on from `state`, learning from every base chunk as it is completed.
+
+    Any cut of a sequence into calls gives the outputs of one call.
+
+    Args:
+      tokens: [B, T] int32; one token per sequence is read in constant time.
+      state: From `init_state` or an earlier call.
+
+    Returns:
+      Logits [B, T, vocab_size] for the token after each, and the new state.
+    """
+    chex.assert_rank(tokens, 2)
+    if self.config.base_chunk == 1:
+      return streaming.read_aligned(self, tokens, state)
+    if tokens.shape[1] == 1:
+      return streaming.read_token(self, tokens, state)
+    return streaming.read_many(self, tokens, state)
+
+
+def _mixer_states(carry) -> list:
+  if isinstance(carry, SelfModifyingState):
+    return [state for state in (carry.memory, carry.roles) if state is not None]
+  return []
+
+
+def _root_mean_square(state) -> jax.Array:
+  floating = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+  return jnp.sqrt(core.squared_norm(floating) / core.tree_size(floating))
+
+
+def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """-log p(target) in nats: logits [..., vocab_size], targets [...] to [...].
+
+  The target's logit is selected by comparison, whose derivatives of every order are products, not scatters.
+  """
+  ids = jnp.arange(logits.shape[-1], dtype=targets.dtype).reshape((1,) * targets.ndim + (-1,))
+  chosen = jnp.sum(jnp.where(ids == targets[..., None], logits, 0), axis=-1)
+  return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def create(config: LanguageModelConfig, *, rngs: nnx.Rngs) -> LanguageModel:
+  """Builds a language model.
+
+  Args:
+    config: From `nlx.models.hope` or `nlx.models.transformer`.
+    rngs: Random streams.
+
+  Returns:
+    The model, with random parameters.
+
+  Example:
+    >>> import nlx, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> config = nlx.models.transformer(vocab_size=16, model_dim=8, num_layers=1, num_heads=2)
+    >>> model = nlx.models.create(config, rngs=nnx.Rngs(0))
+    >>> logits, state = model(jnp.zeros((1, 3), int), model.init_state(batch_size=1, max_length=8))
+    >>> logits.shape
+    (1, 3, 16)
+  """
+  return LanguageModel(config, rngs=rngs)

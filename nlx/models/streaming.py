@@ -1,0 +1,135 @@
+"""Reading a sequence in pieces of any length, with the same outputs as in one pass.
+
+A base chunk is learned from when the token after it arrives, because that token is its last target. Until then the state
+holds the chunk's tokens and the carry at its start, from which the gradient of the whole chunk is taken.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nlx.levels import PeriodicState, gradient_step
+
+
+class StreamState(NamedTuple):
+  """Everything a model knows of the sequences it is reading; the number of tokens read does not change its size."""
+
+  levels: tuple[PeriodicState, ...]  # fast weights that learn in context, fastest first
+  start: Any  # mixer states at the start of the current base chunk
+  live: Any  # mixer states after the last token
+  buffer: jax.Array  # [B, C] tokens of the current base chunk
+  phase: jax.Array  # int32 scalar: how many of them are filled
+
+
+class Chunk(NamedTuple):
+  """What the network reads in one base chunk."""
+
+  tokens: jax.Array  # [B, C] int32
+  targets: jax.Array  # [B, C] int32, the token after each
+  mask: jax.Array  # [B, C] float32: 0 where there is no target
+
+
+def init_stream(model, batch_size: int, max_length: int | None) -> StreamState:
+  """The state before the first token."""
+  carry = model.init_carry(batch_size, max_length)
+  size = model.config.base_chunk
+  buffer = jnp.zeros((batch_size, size), jnp.int32)
+  return StreamState(model.init_levels(batch_size), carry, carry, buffer, jnp.zeros((), jnp.int32))
+
+
+def read_weights(model, levels: tuple[PeriodicState, ...]) -> tuple:
+  """The fast weights of each level."""
+  return tuple(level.read(state) for level, state in zip(model.levels(), levels, strict=True))
+
+
+def read_token(model, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
+  """Reads one token [B, 1] of every sequence in constant time; returns logits [B, 1, V] and state."""
+  if model.config.base_chunk == 1:
+    return read_aligned(model, tokens, state)
+  full = state.phase == model.config.base_chunk
+  state = jax.lax.cond(full, lambda s: _end_chunk(model, s, tokens), lambda s: s, state)
+  logits, live = model.apply_step(tokens, read_weights(model, state.levels), state.live)
+  buffer = jax.lax.dynamic_update_slice_in_dim(state.buffer, tokens, state.phase, axis=1)
+  return logits, state._replace(live=live, buffer=buffer, phase=state.phase + 1)
+
+
+def _end_chunk(model, state, following):
+  """Learns from a full buffer; what the mixers hold is already at its end."""
+  if not state.levels:
+    return state._replace(start=state.live, phase=jnp.zeros((), jnp.int32))
+  return _learn(model, state, following)[1]
+
+
+def read_aligned(model, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
+  """Reads tokens [B, T] with a model that has no chunk boundaries."""
+  logits, live = model.apply(tokens, (), state.live)
+  return logits, state._replace(live=live)
+
+
+def read_many(model, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
+  """Reads tokens [B, T] from any point of a chunk to any point of another; returns logits [B, T, V] and state.
+
+  The tokens of the unfinished chunk and the new ones are laid on the grid of base chunks, and every chunk that they touch is run
+  from its start.
+  """
+  size = model.config.base_chunk
+  batch_size, length = tokens.shape
+  touched = -(-length // size) + 1
+  grid = jnp.zeros((batch_size, touched * size + 1), tokens.dtype)
+  grid = jax.lax.dynamic_update_slice_in_dim(grid, state.buffer, 0, axis=1)
+  grid = jax.lax.dynamic_update_slice_in_dim(grid, tokens, state.phase, axis=1)
+  total = state.phase + length
+
+  def one_chunk(state, begin):
+    piece = jax.lax.dynamic_slice_in_dim(grid, begin, size + 1, axis=1)
+    valid = jnp.clip(total - begin, 0, size)
+    read = lambda state: _read_chunk(model, piece, valid, total - begin > size, state)  # noqa: E731
+    shape = jax.eval_shape(read, state)[0]
+    skip = lambda state: (jnp.zeros(shape.shape, shape.dtype), state)  # noqa: E731
+    logits, state = jax.lax.cond(valid > 0, read, skip, state)
+    return state, logits
+
+  begins = jnp.arange(0, touched * size, size)
+  phase = state.phase
+  state, logits = jax.lax.scan(one_chunk, state, begins)
+  logits = jnp.moveaxis(logits, 0, 1).reshape((batch_size, touched * size, -1))
+  return jax.lax.dynamic_slice_in_dim(logits, phase, length, axis=1), state
+
+
+def _read_chunk(model, piece, valid, finished, state):
+  """Runs one base chunk from its start; learns from it if the token after it is known."""
+  buffered = state._replace(buffer=piece[:, :-1], phase=valid)
+
+  def only_read(state):
+    fast = read_weights(model, state.levels)
+    logits, live = model.apply(state.buffer, fast, state.start, valid)
+    return logits, state._replace(live=live)
+
+  return jax.lax.cond(finished, lambda s: _learn(model, s, piece[:, -1:]), only_read, buffered)
+
+
+def _learn(model, state: StreamState, following: jax.Array) -> tuple[jax.Array, StreamState]:
+  """Runs the whole buffered base chunk, learns from it, and starts the next.
+
+  Args:
+    model: The model.
+    state: With a full buffer.
+    following: [B, 1], the target of the buffer's last token.
+
+  Returns:
+    Logits of the chunk [B, C, V] and the state at its end.
+  """
+  size = model.config.base_chunk
+  targets = jnp.concatenate([state.buffer[:, 1:], following], axis=1)
+  chunk = Chunk(state.buffer, targets, jnp.ones(targets.shape, jnp.float32))
+  fast = read_weights(model, state.levels)
+  results, signals = gradient_step(model.cell, nnx.state(model), fast, state.start, chunk)
+  _, _, carry, logits = results
+  levels = tuple(
+    level.update(level_state, signal, size)
+    for level, level_state, signal in zip(model.levels(), state.levels, signals, strict=True)
+  )
+  phase = jnp.zeros((), jnp.int32)
+  return logits, state._replace(levels=levels, start=carry, live=carry, phase=phase)

@@ -1,0 +1,116 @@
+"""Optimizers by name: a schedule, clipping and weight decay on matrices only."""
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any
+
+
+def warmup_cosine(
+  peak: float, *, warmup_steps: int, total_steps: int, floor: float = 0.0
+) -> optax.Schedule:
+  """Returns a learning rate that rises linearly and falls along half a cosine.
+
+  Step `warmup_steps - 1` is the first at `peak`, step `total_steps - 1` the first at the floor;
+  no step has rate zero unless `floor` is.
+
+  Args:
+    peak: Largest learning rate, positive.
+    warmup_steps: Steps of linear rise, at least 0.
+    total_steps: Steps of the run, more than `warmup_steps`.
+    floor: Final learning rate as a fraction of `peak`, in [0, 1].
+
+  Returns:
+    A function from the number of completed steps to the learning rate.
+
+  Raises:
+    ValueError: If an argument is out of range.
+  """
+  if not peak > 0:
+    raise ValueError(f'`peak` learning rate must be positive, got {peak}.')
+  if not 0 <= warmup_steps < total_steps:
+    raise ValueError(
+      f'`warmup_steps` must be in [0, `total_steps`), got {warmup_steps} of {total_steps} steps.'
+    )
+  if not 0 <= floor <= 1:
+    raise ValueError(f'`floor` must be a fraction in [0, 1] of the peak, got {floor}.')
+
+  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+    count = jnp.asarray(step, jnp.float32) + 1
+    rise = count / max(warmup_steps, 1)
+    progress = jnp.clip((count - warmup_steps) / (total_steps - warmup_steps), 0, 1)
+    fall = floor + (1 - floor) * (1 + jnp.cos(math.pi * progress)) / 2
+    return peak * jnp.where(count <= warmup_steps, rise, fall)
+
+  return schedule
+
+
+def matrices(params: Params, stacked: Collection[str] = ()) -> Params:
+  """Returns a tree of bools: True where a parameter has at least two axes of its own.
+
+  A bias is no matrix, however many axes it has.
+
+  Args:
+    params: Tree of arrays.
+    stacked: Names of subtrees whose leaves have a leading axis of layers, which does not count.
+
+  Returns:
+    A tree of the same structure.
+  """
+
+  def is_matrix(path: tuple[Any, ...], param: jax.Array) -> bool:
+    names = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
+    if any('bias' in name for name in names[-1:]):
+      return False
+    return jnp.ndim(param) - any(name in stacked for name in names) >= 2
+
+  return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+  'adamw': optax.adamw,
+}
+
+
+def optimizer(
+  name: str,
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  weight_decay: float = 0.0,
+  decay_mask: Callable[[Params], Params] = matrices,
+  clip_norm: float | None = 1.0,
+  **options: Any,
+) -> optax.GradientTransformation:
+  """Makes an optimizer from its name.
+
+  Args:
+    name: A key of `OPTIMIZERS`, whose entries take `learning_rate`, `weight_decay`, `mask` and
+      options of their own.
+    learning_rate: Constant or schedule by step.
+    weight_decay: Fraction of a weight removed per step, in units of the learning rate.
+    decay_mask: Says which parameters decay; by default those with at least two axes.
+    clip_norm: Largest global norm of a gradient; None leaves gradients as they are.
+    **options: For the named optimizer, as `b1` and `b2` of AdamW.
+
+  Returns:
+    An optax transformation.
+
+  Raises:
+    ValueError: If the name is unknown, or a number is out of range.
+  """
+  if name not in OPTIMIZERS:
+    raise ValueError(f'`name` of the optimizer must be one of {sorted(OPTIMIZERS)}, got {name!r}.')
+  if weight_decay < 0:
+    raise ValueError(f'`weight_decay` must not be negative, got {weight_decay}.')
+  if clip_norm is not None and clip_norm <= 0:
+    raise ValueError(f'`clip_norm` must be positive or None, got {clip_norm}.')
+  inner = OPTIMIZERS[name](
+    learning_rate=learning_rate, weight_decay=weight_decay, mask=decay_mask, **options
+  )
+  clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+  return optax.chain(clip, inner)

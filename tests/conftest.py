@@ -1,0 +1,37 @@
+"""Sets JAX up for every test: eight CPU devices, strict shapes, one compilation cache."""
+
+import os
+
+# One thread per operation: the workers of pytest-xdist already fill the cores. Set for single
+# runs too, because compiled programs are cached by these flags.
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false'
+for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+  os.environ.setdefault(name, '1')
+# JAX_PLATFORMS=cuda runs the suite on a GPU instead.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Compilation takes as long as it takes; the same examples on every run.
+hypothesis.settings.register_profile('nlx', deadline=None, derandomize=True, max_examples=20)
+hypothesis.settings.load_profile('nlx')
+
+
+def pytest_configure(config):
+  """Shares compiled programs between workers and runs; `pytest --cache-clear` forgets them."""
+  jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir('jax')))
+  # With a bound on its size JAX locks the cache, which makes it safe under several workers.
+  jax.config.update('jax_compilation_cache_max_size', 2**30)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+@pytest.fixture
+def float64():
+  """Runs one test in double precision: `@pytest.mark.usefixtures('float64')`."""
+  with jax.enable_x64(True):
+    yield

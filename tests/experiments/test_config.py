@@ -1,0 +1,85 @@
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from experiments import common
+from experiments.configs import lm
+from tests.training.test_loop import ROOT
+
+NAMES = [f'{model}-{size}' for model in lm.MODELS for size in lm.SIZES]
+
+
+def command(module, *arguments):
+  return subprocess.run(
+    [sys.executable, '-m', f'experiments.{module}', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+
+
+def train(name, *arguments):
+  config = f'--config=experiments/configs/lm.py:{name}'
+  return command('train', config, '--workdir=/nonexistent/run', *arguments)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_survives_json(name):
+  config = lm.get_config(name)
+  assert ml_collections.ConfigDict(common.as_dict(config)).name == name
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_sizes_divide(name):
+  config = lm.get_config(name)
+  assert config.model.model_dim % config.model.num_heads == 0
+  assert config.optimizer.warmup_steps < config.training.steps
+  for period in config.model.get('cms_periods', ()):
+    assert config.data.seq_len % period == 0
+    assert period % config.model.projection_chunk_size == 0
+
+
+@pytest.mark.parametrize('name', ['hope', 'hope-big', 'hop-tiny', ''])
+def test_unknown_config_lists_the_known(name):
+  with pytest.raises(ValueError, match='one of hope, transformer and SIZE one of smoke, tiny'):
+    lm.get_config(name)
+
+
+def test_unknown_config_on_the_command_line_lists_the_known():
+  result = train('hope-tinny')
+  assert result.returncode != 0
+  assert 'SIZE one of smoke, tiny, 340m' in result.stderr
+
+
+def test_misspelt_key_names_the_near_one():
+  result = train('hope-tiny', '--config.optimizer.learningrate=1e-3')
+  assert result.returncode != 0
+  assert 'Did you mean "learning_rate"' in result.stderr
+
+
+def test_value_of_another_type_is_an_error():
+  result = train('hope-tiny', '--config.data.seq_len=long')
+  assert result.returncode != 0
+  assert 'seq_len' in result.stderr
+
+
+def test_config_is_locked():
+  result = train('hope-tiny', '--config.data.brand_new=1')
+  assert result.returncode != 0
+  assert 'brand_new' in result.stderr
+
+
+@pytest.mark.parametrize('module', ['train', 'generate'])
+def test_help_does_not_wait_for_jax(module):
+  code = f"import sys, experiments.{module}; print('jax' in sys.modules, 'nlx' in sys.modules)"
+  result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+  assert result.stdout.split() == ['False', 'False']
+
+
+def test_missing_workdir_is_an_error():
+  result = command('train', '--config=experiments/configs/lm.py:hope-tiny')
+  assert result.returncode != 0
+  assert 'workdir' in result.stdout + result.stderr

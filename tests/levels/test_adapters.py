@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlx import levels
+
+# Needs the parameters, clips, decays and has two moments: whatever an adapter could lose.
+TX = optax.chain(optax.clip_by_global_norm(1.5), optax.adamw(0.1, weight_decay=0.2))
+
+
+def problem(steps, shape=(3, 2)):
+  """Initial parameters and a sequence of gradients."""
+  keys = jax.random.split(jax.random.key(0), steps + 1)
+  trees = [
+    {'w': jax.random.normal(key, shape), 'b': jax.random.normal(key, shape[:1])} for key in keys
+  ]
+  return trees[0], trees[1:]
+
+
+def optax_path(tx, params, gradients):
+  """The parameters after each step of an optax optimizer."""
+  state, path = tx.init(params), []
+  for gradient in gradients:
+    updates, state = tx.update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+    path.append(params)
+  return path
+
+
+def level_path(level, params, gradients, weight=1.0):
+  """The weights of a level after each signal."""
+  state, path = level.init(params), []
+  for gradient in gradients:
+    state = level.update(state, levels.Weighted(gradient, weight))
+    path.append(level.read(state))
+  return path
+
+
+def multi_steps(period):
+  return optax.MultiSteps(TX, period, accumulator_dtype=jnp.float64)
+
+
+def assert_equal(got, expected, rtol=1e-12):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol), got, expected)
+
+
+@pytest.mark.usefixtures('float64')
+def test_from_optax_of_period_one_equals_the_optimizer():
+  params, gradients = problem(5)
+  assert_equal(
+    level_path(levels.from_optax(TX), params, gradients), optax_path(TX, params, gradients)
+  )
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('period', [2, 3])
+def test_from_optax_over_steps_equals_multi_steps(period):
+  params, gradients = problem(7)
+  expected = optax_path(multi_steps(period), params, gradients)
+  assert_equal(level_path(levels.from_optax(TX, period), params, gradients), expected)
+
+
+@pytest.mark.usefixtures('float64')
+def test_from_optax_gives_the_optimizer_a_mean():
+  params, (gradient,) = problem(1)
+  got = level_path(levels.from_optax(TX), params, [gradient], weight=4.0)
+  assert_equal(got, optax_path(TX, params, [jax.tree.map(lambda x: x / 4, gradient)]))
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('axis', [0, 1])
+def test_from_optax_gives_every_sequence_its_own_optimizer(axis):
+  params, gradients = problem(4, shape=(3, 3, 2))
+  params, *gradients = [{'w': tree['w'] * jnp.arange(1, 4)[:, None, None]}
+                        for tree in (params, *gradients)]  # fmt: skip
+  tx = optax.chain(optax.clip_by_global_norm(3.0), optax.sgd(0.1, momentum=0.9))
+  weights = jnp.array([1.0, 2.0, 0.5])
+  place = lambda tree: jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), tree)  # noqa: E731
+  level = levels.from_optax(tx, 2, batch_axis=axis)
+  (*_, got) = level_path(level, place(params), map(place, gradients), weights)
+  alone = levels.from_optax(tx, 2)
+  for i, weight in enumerate(weights):
+    take = lambda tree, i=i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
+    (*_, expected) = level_path(alone, take(params), map(take, gradients), weight)
+    assert_equal(jnp.take(got['w'], i, axis), expected['w'])
+
+
+def test_from_optax_names_a_wrong_period():
+  with pytest.raises(ValueError, match='`period` must be an integer of at least 1 tick, got 0'):
+    levels.from_optax(TX, period=0)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('period', [1, 3])
+def test_to_optax_inverts_from_optax(period):
+  params, gradients = problem(7)
+  tx = levels.to_optax(levels.from_optax(TX, period))
+  expected = optax_path(multi_steps(period), params, gradients)
+  assert_equal(optax_path(tx, params, gradients), expected)
+
+
+@pytest.mark.usefixtures('float64')
+def test_to_optax_has_a_place_in_a_chain():
+  params, gradients = problem(4)
+  tx = optax.chain(optax.clip_by_global_norm(1.5), levels.to_optax(levels.from_optax(optax.sgd(1))))
+  expected = optax.chain(optax.clip_by_global_norm(1.5), optax.sgd(1))
+  assert_equal(optax_path(tx, params, gradients), optax_path(expected, params, gradients))
+
+
+def test_to_optax_keeps_its_state_under_jit():
+  params, gradients = problem(3)
+  tx = levels.to_optax(levels.from_optax(TX, 2))
+  jitted = optax.GradientTransformation(tx.init, jax.jit(tx.update))
+  expected = optax_path(tx, params, gradients)
+  assert_equal(optax_path(jitted, params, gradients), expected, rtol=1e-5)

@@ -1,0 +1,36 @@
+"""The most general rule in chunks of any size, against the recurrence."""
+
+import jax.numpy as jnp
+import pytest
+
+from nlx import memories
+from tests.memories import problems
+
+RULE = memories.dgd(momentum=True)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('chunk_size', [1, 3, 16, 32, 64, 100])
+@pytest.mark.parametrize('network', problems.NETWORKS)
+def test_layer_of_any_chunk_size_equals_the_recurrence(network, chunk_size):
+  got = problems.parallel(network, RULE, chunk_size, length=70)
+  problems.assert_close(got, problems.recurrence(network, RULE, length=70)(chunk_size))
+
+
+@pytest.mark.parametrize('network', problems.NETWORKS)
+def test_layer_in_single_precision_equals_the_recurrence(network):
+  got = problems.parallel(network, RULE, 16, length=70, dtype='float32')
+  expected = problems.recurrence(network, RULE, length=70, dtype='float32')(16)
+  problems.assert_close(got, expected, tolerance=1e-4)
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_with_chunk_reads_equals_the_recurrence():
+  got = problems.parallel('mlp', RULE, 8, 21, reads='chunk')
+  problems.assert_close(got, problems.recurrence('mlp', RULE, 21, reads='chunk')(8))
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_with_remat_gives_the_same():
+  got = problems.parallel('mlp', RULE, 8, 21, remat=True)
+  problems.assert_close(got, problems.parallel('mlp', RULE, 8, 21))

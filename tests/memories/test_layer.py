@@ -1,0 +1,252 @@
+"""A memory along a sequence: cuts, padding, targets and gates."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlx import levels, memories
+from tests.compiling import quick_jit
+from tests.memories import problems, reference
+
+RULE = memories.dgd(momentum=True)
+LENGTH, CHUNK = 21, 8
+
+
+@functools.cache
+def mlp_layer(**kwargs):
+  return memories.layer(problems.NETWORKS['mlp'], RULE, CHUNK, **kwargs)
+
+
+def arguments():
+  """The first state, tokens and queries of a problem."""
+  weights, keys, values, gates, queries = problems.problem('mlp', LENGTH)
+  tokens = memories.Tokens(keys, values, gates)
+  return mlp_layer().level.init(weights), tokens, queries
+
+
+def piece(begin, end, tokens, queries):
+  return jax.tree.map(lambda x: x[:, begin:end], (tokens, queries))
+
+
+@functools.cache
+def unrolled(end=LENGTH):
+  """Outputs and the last state of the first tokens."""
+  state, *args = arguments()
+  return quick_jit(mlp_layer().unroll)(state, *piece(0, end, *args))
+
+
+@functools.cache
+def stepped():
+  """Outputs, and the states before the first token and after each, one token at a time."""
+  first, *args = arguments()
+
+  def step(state, token):
+    tokens, queries = jax.tree.map(lambda x: x[:, None], token)
+    outputs, state = mlp_layer().step(state, tokens, queries)
+    return state, (outputs[:, 0], state)
+
+  time_first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tuple(args))
+  _, (outputs, states) = quick_jit(lambda *args: jax.lax.scan(step, *args))(first, time_first)
+  states = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, states)
+  return jnp.moveaxis(outputs, 0, 1), states
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_step_by_step_equals_unroll():
+  outputs, states = stepped()
+  last = jax.tree.map(lambda x: x[-1], states)
+  problems.assert_close((outputs, last), unrolled())
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('cut', [3, 8, 11, 16, 20])
+def test_layer_unroll_leaves_the_state_of_steps_at_any_cut(cut):
+  expected = jax.tree.map(lambda x: x[cut], stepped()[1])
+  problems.assert_close(unrolled(cut)[1], expected)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('cut', [8, 16])
+def test_layer_unroll_continues_at_a_chunk_boundary(cut):
+  _, *args = arguments()
+  unroll = quick_jit(mlp_layer().unroll)
+  outputs, state = unroll(unrolled(cut)[1], *piece(cut, LENGTH, *args))
+  expected, last = unrolled()
+  problems.assert_close((outputs, state), (expected[:, cut:], last))
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_step_takes_several_tokens_of_one_chunk():
+  state, *args = arguments()
+  step, outputs = quick_jit(mlp_layer().step), []
+  for begin, end in ((0, 3), (3, 8), (8, 16), (16, 17), (17, 21)):
+    out, state = step(state, *piece(begin, end, *args))
+    outputs.append(out)
+  problems.assert_close((jnp.concatenate(outputs, axis=1), state), unrolled())
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('remat', [False, True])
+def test_layer_leaves_no_trace_of_tokens_that_are_not_valid(remat):
+  state, *args = arguments()
+  lengths = jnp.arange(LENGTH + 1)
+  unroll = jax.vmap(mlp_layer(remat=remat).unroll, (None, None, None, 0))
+  outputs, states = quick_jit(unroll)(state, *args, lengths)
+  expected, expected_states = stepped()
+  problems.assert_close(states, expected_states)
+  valid = jnp.arange(LENGTH)[None] < lengths[:, None]
+  masked = jnp.where(valid[:, None, :, None], outputs - expected[None], 0)
+  np.testing.assert_allclose(masked, 0, atol=1e-10)
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_step_leaves_no_trace_of_tokens_that_are_not_valid():
+  state, *args = arguments()
+  _, got = quick_jit(mlp_layer().step)(state, *piece(0, 6, *args), 4)
+  problems.assert_close(got, jax.tree.map(lambda x: x[4], stepped()[1]))
+
+
+def test_layer_padding_has_finite_gradients():
+  layer = memories.layer(memories.matrix(), RULE, CHUNK)
+  weights, keys, values, gates, queries = problems.problem('matrix', LENGTH, dtype='float32')
+
+  def loss(args):
+    return jnp.sum(problems.run_layer(layer, *args, num_valid=0)[0] ** 2)
+
+  gradients = quick_jit(jax.grad(loss))((weights, keys, values, gates, queries))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_keeps_dtypes_of_its_state():
+  first, *args = arguments()
+  padded = jax.eval_shape(mlp_layer().unroll, first, *args, 3)
+  for _, state in (unrolled(), unrolled(16), unrolled(3), padded):
+    jax.tree.map(lambda x, y: np.testing.assert_equal(x.dtype, y.dtype), state, first)
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_is_a_level():
+  """Signal by signal, through the contract of `levels`."""
+  weights, keys, values, gates, queries = (
+    jax.tree.map(lambda x: x[0], x) for x in problems.problem('mlp', LENGTH)
+  )
+  memory = mlp_layer().memory
+  level = memories.level(memory, CHUNK)
+
+  def token_read(state, signal):
+    live = memories.weights_of(state.gathered)
+    return memories.apply(memory.network, live, signal[1])[0]
+
+  tokens = jax.tree.map(lambda x: x[:, None], memories.Tokens(keys, values, gates))
+  fed = level._replace(update=lambda state, signal: level.update(state, signal[0]))
+  outputs, state = quick_jit(functools.partial(levels.unroll, fed, token_read))(
+    level.init(weights), (tokens, queries[:, None])
+  )
+  expected, last = unrolled()
+  problems.assert_close(outputs, expected[0])
+  problems.assert_close(state.gathered, jax.tree.map(lambda x: x[0], last.gathered))
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_writes_what_its_target_makes_of_values():
+  """In the first chunk: targets come from the state at its start, also in the outer gradient."""
+
+  def target(weights, values):
+    return jnp.tanh(memories.apply(problems.NETWORKS['mlp'], weights, values))
+
+  layer = mlp_layer(target=target)
+  args = jax.tree.map(lambda x: x[:, :CHUNK], problems.problem('mlp', LENGTH)[1:])
+  args = (problems.problem('mlp', LENGTH)[0], *args)
+
+  def explicit(weights, keys, values, *rest):
+    return problems.run_layer(mlp_layer(), weights, keys, target(weights, values), *rest)
+
+  got, expected = (
+    quick_jit(functools.partial(problems.results_and_gradients, run))(args)
+    for run in (functools.partial(problems.run_layer, layer), explicit)
+  )
+  problems.assert_close(got, expected)
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_of_a_network_of_the_users_own_equals_the_recurrence():
+  gated = memories.Network(
+    shapes=lambda key_dim, value_dim: {
+      'gate': (5, key_dim), 'up': (5, key_dim), 'down': (value_dim, 5)
+    },
+    apply=lambda linear, x: linear('down', jax.nn.silu(linear('gate', x)) * linear('up', x)),
+  )  # fmt: skip
+  args = problems.problem('mlp', LENGTH)[1:]
+  leading, dtype = (problems.SEEDS,), args[0].dtype
+  args = (memories.init_weights(gated, jax.random.key(0), 4, 4, leading, dtype=dtype), *args)
+  layer = memories.layer(gated, RULE, CHUNK)
+  plain = functools.partial(reference.run, layer.memory, chunk_size=CHUNK)
+  got = quick_jit(functools.partial(problems.run_layer, layer))(*args)
+  problems.assert_close(got, quick_jit(jax.vmap(plain))(*args))
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_surprise_of_later_chunks_depends_on_the_first():
+  _, *args = arguments()
+  weights = problems.problem('mlp', LENGTH)[0]
+  tokens, queries = args
+  late = jax.tree.map(lambda x: x[:, 16:], tokens)
+
+  @quick_jit
+  def late_errors(values):
+    layer = mlp_layer()
+    _, state = layer.unroll(
+      layer.level.init(weights), *piece(0, 16, tokens._replace(values=values), queries)
+    )
+    held = memories.weights_of(state.held)
+    return memories.surprise(layer.memory, held, late.keys, late.values)[1]
+
+  changed = tokens.values.at[:, 2].add(1.0)
+  for before, after in zip(
+    jax.tree.leaves(late_errors(tokens.values)), jax.tree.leaves(late_errors(changed)), strict=True
+  ):
+    assert np.abs(before - after).max(axis=(1, 2)).min() > 1e-4
+
+
+@pytest.mark.usefixtures('float64')
+def test_layer_is_causal():
+  state, tokens, queries = arguments()
+  changed = jax.tree.map(lambda x: x.at[:, 13:].add(1.0), (tokens.keys, tokens.values))
+  changed = memories.Tokens(*changed, tokens.gates)
+  outputs, _ = quick_jit(mlp_layer().unroll)(state, changed, queries)
+  problems.assert_close(outputs[:, :13], unrolled()[0][:, :13])
+
+
+@pytest.mark.parametrize('logit', [-1e4, -30.0, 30.0, 1e4])
+@pytest.mark.parametrize('network', problems.NETWORKS)
+def test_layer_with_gates_shut_or_open_has_finite_gradients(network, logit):
+  layer = memories.layer(problems.NETWORKS[network], RULE, chunk_size=64)
+  weights, keys, values, _, queries = problems.problem(network, 70, dtype='float32')
+  signs = jnp.array([[1.0], [1.0], [1.0], [-1.0], [0.0]])
+
+  def run(weights, keys, values, logits, queries):
+    gates = memories.Gates(
+      jax.nn.sigmoid(logits), memories.log_gate(logits), memories.log_gate(-logits)
+    )
+    return problems.run_layer(layer, weights, keys, values, gates, queries)
+
+  logits = logit * jnp.broadcast_to(signs, keys.shape[:2])
+  run = quick_jit(functools.partial(problems.results_and_gradients, run))
+  finite = jax.tree.map(
+    lambda x: np.isfinite(x).all(), run((weights, keys, values, logits, queries))
+  )
+  assert all(jax.tree.leaves(finite)), finite
+
+
+def test_layer_names_a_wrong_chunk_size():
+  with pytest.raises(ValueError, match='`period` must be an integer of at least 1 tick, got 0'):
+    memories.layer(memories.matrix(), RULE, chunk_size=0)
+
+
+def test_layer_names_an_unknown_read():
+  with pytest.raises(ValueError, match=r"`reads` must be one of \['chunk', 'token'\], got 'last'"):
+    memories.layer(memories.matrix(), RULE, chunk_size=2, reads='last')

@@ -1,0 +1,205 @@
+import json
+import math
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlx import parallel, training
+from tests.training import standin
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SETTINGS = training.Settings(steps=20, log_every=5, eval_every=10, checkpoint_every=10)
+NUMBERS = ('steps', 'tokens', 'train_loss', 'val_loss', 'val_bits_per_byte')
+
+
+def run(workdir, settings=SETTINGS, task=None, seed=0, **arguments):
+  task = task or standin.make_task(steps=20)
+  return training.train(task, settings, standin.make_state(task, seed), workdir, **arguments)
+
+
+def rows(workdir, name):
+  found = training.read_metrics(workdir / 'metrics.jsonl')
+  return [(row['step'], row[name]) for row in found if name in row]
+
+
+def numbers(summary):
+  return {name: summary[name] for name in NUMBERS}
+
+
+def test_train_learns(tmp_path):
+  run(tmp_path)
+  losses = [loss for _, loss in rows(tmp_path, 'val_loss')]
+  assert losses[-1] < losses[0] < math.log(256)
+
+
+def test_train_logs_the_first_step_and_every_fifth(tmp_path):
+  run(tmp_path)
+  assert [step for step, _ in rows(tmp_path, 'train_loss')] == [1, 5, 10, 15, 20]
+
+
+def test_train_evaluates_at_its_interval_and_at_the_end(tmp_path):
+  run(tmp_path, SETTINGS._replace(eval_every=8))
+  assert [step for step, _ in rows(tmp_path, 'val_loss')] == [8, 16, 20]
+
+
+def test_train_counts_tokens_and_separates_compilation(tmp_path):
+  summary = run(tmp_path)
+  assert (summary['steps'], summary['tokens']) == (20, 20 * 4 * 16)
+  assert 0 < summary['compile_seconds'] < summary['wall_seconds']
+  assert summary['tokens_per_second'] > 0
+
+
+def test_train_reports_bits_per_byte_of_each_text(tmp_path):
+  task = standin.make_task(steps=20)
+  task = task._replace(train_bytes_per_token=2.0, validation_bytes_per_token=4.0)
+  summary = run(tmp_path, task=task)
+  assert summary['train_bits_per_byte'] == pytest.approx(summary['train_loss'] / math.log(2) / 2)
+  assert summary['val_bits_per_byte'] == pytest.approx(summary['val_loss'] / math.log(2) / 4)
+
+
+def test_train_writes_samples(tmp_path):
+  hooks = training.Hooks(sample=lambda params, step: f'sample of {step}')
+  run(tmp_path, hooks=hooks)
+  assert rows(tmp_path, 'sample') == [(10, 'sample of 10'), (20, 'sample of 20')]
+
+
+def test_train_shows_progress(tmp_path, capsys):
+  run(tmp_path)
+  captured = capsys.readouterr()
+  assert 'bits/byte' in captured.err and 'tokens/s' in captured.err
+  assert 'Step 20: validation' in captured.out
+
+
+def test_train_on_many_devices_equals_one(tmp_path):
+  mesh = parallel.make_mesh()
+  task = standin.make_task(steps=20, batch_size=8)
+  state = jax.device_put(standin.make_state(task), parallel.replicated(mesh))
+  many = training.train(
+    task, SETTINGS, state, tmp_path / 'many', sharding=parallel.batch_sharding(mesh)
+  )
+  one = run(tmp_path / 'one', task=standin.make_task(steps=20, batch_size=8))
+  assert many['val_loss'] == pytest.approx(one['val_loss'], rel=1e-5)
+
+
+def test_finished_run_gives_the_same_summary_and_no_new_rows(tmp_path):
+  first = run(tmp_path)
+  before = training.read_metrics(tmp_path / 'metrics.jsonl')
+  second = run(tmp_path)
+  assert numbers(first) == numbers(second)
+  assert training.read_metrics(tmp_path / 'metrics.jsonl') == before
+
+
+def test_wall_seconds_add_up_over_resumes(tmp_path):
+  first = run(tmp_path, task=standin.make_task(steps=20), settings=SETTINGS._replace(steps=10))
+  second = run(tmp_path)
+  assert second['wall_seconds'] > first['wall_seconds']
+  assert second['compile_seconds'] > first['compile_seconds']
+
+
+def test_fewer_steps_than_the_checkpoint_are_an_error(tmp_path):
+  run(tmp_path)
+  with pytest.raises(ValueError, match='`steps` must not be below the 20 steps'):
+    run(tmp_path, SETTINGS._replace(steps=10))
+
+
+def test_setting_out_of_range_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match='`log_every` must be .* got 0'):
+    run(tmp_path, SETTINGS._replace(log_every=0))
+
+
+def start(workdir, *death):
+  command = [sys.executable, '-m', 'tests.training.run_standin', str(workdir), *map(str, death)]
+  return subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+
+
+def test_killed_run_ends_with_the_same_numbers_bit_for_bit(tmp_path):
+  whole = start(tmp_path / 'whole')
+  # Before the first checkpoint, while one is being saved, and between two.
+  for death in (5, 12, 27):
+    killed = start(tmp_path / 'killed', death)
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+  last = start(tmp_path / 'killed')
+  summaries = []
+  for process in (whole, last):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    summaries.append(json.loads(out.splitlines()[-1]))
+  assert 'Resuming from step' in out
+  assert numbers(summaries[0]) == numbers(summaries[1])
+  for name in ('train_loss', 'grad_norm', 'val_loss'):
+    assert rows(tmp_path / 'whole', name) == rows(tmp_path / 'killed', name)
+
+
+class Masked:
+  """Batches without a valid token from the one with this index on."""
+
+  def __init__(self, batches, at):
+    self.batches, self.at, self.index = batches, at, 0
+
+  def __next__(self):
+    self.index += 1
+    batch = next(self.batches)
+    return {**batch, 'mask': batch['mask'] * (self.index <= self.at)}
+
+  def get_state(self):
+    return self.batches.get_state()
+
+
+def failing_task(at):
+  """A task whose loss is NaN from the batch with this index on."""
+  task = standin.make_task(steps=20)
+
+  def loss_fn(params, batch):
+    loss_sum, count = standin.loss_fn(params, batch)
+    return jnp.where(batch['mask'][0, 0] == 0, jnp.nan, loss_sum), count
+
+  return task._replace(loss_fn=loss_fn, batches=Masked(task.batches, at))
+
+
+def diagnose(params, batch):
+  broken = batch['mask'].sum() == 0
+  fine = np.ones(4)
+  return {'attention': fine, 'cms': np.where(broken, [1, 1, np.inf, np.nan], 1), 'slow': fine}
+
+
+def test_failure_names_the_step_and_the_level(tmp_path):
+  message = r"Step 13 is not finite \(loss nan.*first in level 'cms', at chunk 2"
+  with pytest.raises(training.NonFiniteError, match=message) as error:
+    run(tmp_path, task=failing_task(12), hooks=training.Hooks(diagnose=diagnose))
+  assert (error.value.step, error.value.level) == (13, 'cms')
+
+
+def test_failure_keeps_the_last_good_checkpoint(tmp_path):
+  with pytest.raises(training.NonFiniteError, match='The checkpoint of step 10 is kept'):
+    run(tmp_path, task=failing_task(12))
+  checkpoints = training.Checkpoints(tmp_path / 'checkpoints', read_only=True)
+  assert checkpoints.steps() == [10]
+  params = checkpoints.restore_params(standin.init_params())
+  checkpoints.close()
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_failure_at_the_first_step_says_that_there_is_no_checkpoint(tmp_path):
+  with pytest.raises(training.NonFiniteError, match='Step 1 .*There is no checkpoint'):
+    run(tmp_path, task=failing_task(0))
+
+
+def test_failure_outside_of_every_level_says_so(tmp_path):
+  hooks = training.Hooks(diagnose=lambda params, batch: {'cms': np.ones(4)})
+  with pytest.raises(training.NonFiniteError, match=r'states of all levels \(cms\) are finite'):
+    run(tmp_path, task=failing_task(12), hooks=hooks)
+
+
+def test_first_non_finite_prefers_the_earliest_chunk_then_the_fastest_level():
+  nan = np.nan
+  sizes = {'fast': [1, 1, nan], 'middle': [1, nan, nan], 'slow': [1, nan, nan]}
+  assert training.first_non_finite(sizes) == ('middle', 1)

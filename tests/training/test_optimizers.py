@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlx import training
+
+
+def rates(**changes):
+  arguments = {'peak': 2.0, 'warmup_steps': 4, 'total_steps': 12, 'floor': 0.1, **changes}
+  schedule = training.warmup_cosine(arguments.pop('peak'), **arguments)
+  return np.array([float(schedule(step)) for step in range(arguments['total_steps'] + 3)])
+
+
+def test_schedule_rises_linearly():
+  np.testing.assert_allclose(rates()[:4], [0.5, 1.0, 1.5, 2.0])
+
+
+def test_schedule_is_half_way_down_in_the_middle():
+  assert rates()[7] == pytest.approx((2.0 + 0.2) / 2)
+
+
+def test_schedule_falls_from_the_peak_on():
+  assert (np.diff(rates()[3:12]) < 0).all()
+
+
+def test_schedule_stays_at_the_floor():
+  np.testing.assert_allclose(rates()[11:], 0.2, rtol=1e-6)
+
+
+def test_schedule_without_warmup_begins_near_the_peak():
+  assert rates(warmup_steps=0)[0] == pytest.approx(2.0, rel=0.02)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'peak': 0.0}, '`peak` learning rate.*got 0.0'),
+    ({'warmup_steps': 12}, '`warmup_steps`.*got 12 of 12'),
+    ({'warmup_steps': -1}, '`warmup_steps`.*got -1'),
+    ({'floor': 1.5}, '`floor`.*got 1.5'),
+  ],
+)
+def test_schedule_out_of_range_is_an_error(changes, message):
+  with pytest.raises(ValueError, match=message):
+    rates(**changes)
+
+
+def first_update(grads, **options):
+  """The update of parameters that are all ones."""
+  tx = training.optimizer('adamw', 0.1, **options)
+  params = jax.tree.map(jnp.ones_like, grads)
+  return tx.update(grads, tx.init(params), params)[0]
+
+
+def test_weight_decay_shrinks_matrices_only():
+  grads = {'matrix': jnp.zeros((2, 3)), 'vector': jnp.zeros(3), 'scalar': jnp.zeros(())}
+  updates = first_update(grads, weight_decay=0.5)
+  found = {name: float(update.max()) for name, update in updates.items()}
+  assert found == pytest.approx({'matrix': -0.05, 'vector': 0.0, 'scalar': 0.0})
+
+
+def test_matrices_do_not_count_the_axis_of_layers():
+  params = {
+    'blocks': {'kernel': jnp.zeros((5, 2, 3)), 'scale': jnp.zeros((5, 3))},
+    'head': jnp.zeros((2, 3)),
+  }
+  mask = training.matrices(params, stacked=('blocks',))
+  assert mask == {'blocks': {'kernel': True, 'scale': False}, 'head': True}
+
+
+def test_matrices_hold_no_bias():
+  assert training.matrices({'gate_biases': jnp.zeros((2, 3))}) == {'gate_biases': False}
+
+
+def test_weight_decay_takes_another_mask():
+  grads = {'matrix': jnp.zeros((2, 3)), 'vector': jnp.zeros(3)}
+  updates = first_update(
+    grads, weight_decay=0.5, decay_mask=lambda params: {'matrix': False, 'vector': True}
+  )
+  assert float(updates['matrix'].max()) == 0
+  assert float(updates['vector'].max()) == pytest.approx(-0.05)
+
+
+def test_clipping_bounds_the_gradient():
+  grads = {'vector': jnp.full(4, 100.0)}
+  clipped = first_update(grads, clip_norm=1.0, eps=1.0)['vector']
+  unclipped = first_update(grads, clip_norm=None, eps=1.0)['vector']
+  np.testing.assert_allclose(clipped, -0.1 * 0.5 / 1.5, rtol=1e-5)  # Each gradient becomes 0.5.
+  np.testing.assert_allclose(unclipped, -0.1 * 100 / 101, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'message'),
+  [
+    ('adam', {}, r"`name` of the optimizer must be one of \[.*'adamw'.*\], got 'adam'"),
+    ('adamw', {'weight_decay': -1.0}, '`weight_decay`.*got -1.0'),
+    ('adamw', {'clip_norm': 0.0}, '`clip_norm`.*got 0.0'),
+  ],
+)
+def test_optimizer_out_of_range_is_an_error(name, options, message):
+  with pytest.raises(ValueError, match=message):
+    training.optimizer(name, 0.1, **options)
+
+
+def test_optimizer_table_takes_new_entries(monkeypatch):
+  monkeypatch.setitem(training.OPTIMIZERS, 'mine', training.OPTIMIZERS['adamw'])
+  assert training.optimizer('mine', 0.1).init({'a': jnp.ones(2)})

@@ -1,0 +1,51 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from nlx import training
+from tests.training import standin
+from tests.training.test_loop import ROOT
+
+pytestmark = pytest.mark.multiprocess
+
+
+def free_port():
+  with socket.socket() as server:
+    server.bind(('127.0.0.1', 0))
+    return server.getsockname()[1]
+
+
+def train_together(workdir, steps, count):
+  """Trains in `count` processes of one device each and returns their summaries."""
+  port, command = free_port(), [sys.executable, '-m', 'tests.training.run_processes']
+  processes = [
+    subprocess.Popen(
+      [*command, *map(str, (workdir, steps, port, index, count))],
+      cwd=ROOT,
+      env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1', 'JAX_PLATFORMS': 'cpu'},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(count)
+  ]
+  outputs = [process.communicate(timeout=120) for process in processes]
+  for process, (_, errors) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, errors
+  return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+
+def train_alone(workdir):
+  task = standin.make_task(batch_size=8)
+  return training.train(task, training.Settings(20), standin.make_state(task), workdir)
+
+
+def test_processes_agree_and_one_can_go_on_alone(tmp_path):
+  both = train_together(tmp_path / 'run', steps=10, count=2)
+  assert both[0]['val_loss'] == both[1]['val_loss']
+  resumed, alone = (train_alone(tmp_path / name) for name in ('run', 'alone'))
+  assert resumed['val_loss'] == pytest.approx(alone['val_loss'], rel=1e-6)

@@ -1,0 +1,148 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlx import parallel, training
+from tests.training import standin
+
+
+def ragged_batch(rows=8, seed=0):
+  """A batch whose sequences have very different numbers of valid tokens."""
+  task = standin.make_task(batch_size=rows)
+  batch = next(task.batches)
+  lengths = np.random.default_rng(seed).integers(1, 17, rows)
+  return {**batch, 'mask': (np.arange(16) < lengths[:, None]).astype(np.float32)}
+
+
+def fresh_state(tx):
+  return training.init_state(standin.init_params(), tx, key=jax.random.key(0))
+
+
+def one_step(batch, accumulation=1, tx=None):
+  tx = tx or optax.sgd(0.5)
+  return training.make_step(standin.loss_fn, tx, accumulation)(fresh_state(tx), batch)
+
+
+def assert_close(first, second, **tolerance):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
+
+
+@pytest.mark.parametrize('accumulation', [2, 4, 8])
+def test_accumulation_equals_the_big_batch(accumulation):
+  batch = ragged_batch()
+  whole, parts = one_step(batch), one_step(batch, accumulation)
+  assert_close(whole[0].params, parts[0].params, rtol=1e-6, atol=1e-7)
+  assert_close(whole[1], parts[1], rtol=1e-6)
+
+
+def test_accumulation_that_does_not_divide_is_an_error():
+  with pytest.raises(ValueError, match='`accumulation` must divide the batch of 8.*got 3'):
+    one_step(ragged_batch(), accumulation=3)
+
+
+def test_accumulation_below_one_is_an_error():
+  with pytest.raises(ValueError, match='`accumulation`.*got 0'):
+    training.make_step(standin.loss_fn, optax.sgd(0.1), 0)
+
+
+def test_step_is_the_same_on_many_devices():
+  batch, tx = ragged_batch(16), optax.sgd(0.5)
+  mesh = parallel.make_mesh()
+  state = jax.device_put(fresh_state(tx), parallel.replicated(mesh))
+  placed = jax.device_put(batch, parallel.batch_sharding(mesh))
+  many, _ = training.make_step(standin.loss_fn, tx, 2)(state, placed)
+  assert_close(many.params, one_step(batch, 2)[0].params, rtol=1e-5, atol=1e-7)
+
+
+def test_step_reports_the_mean_over_valid_tokens():
+  batch = ragged_batch()
+  loss_sum, count = standin.loss_fn(standin.init_params(), batch)
+  metrics = one_step(batch)[1]
+  assert float(metrics['loss']) == pytest.approx(float(loss_sum / count))
+  assert float(metrics['bits_per_token']) == pytest.approx(float(loss_sum / count) / np.log(2))
+  assert float(metrics['tokens']) == float(count)
+
+
+def test_step_reports_norms_of_gradient_and_update():
+  metrics = one_step(ragged_batch(), tx=optax.sgd(0.25))[1]
+  assert float(metrics['update_norm']) == pytest.approx(0.25 * float(metrics['grad_norm']))
+
+
+def test_step_reports_the_learning_rate_that_it_used():
+  schedule = training.warmup_cosine(1.0, warmup_steps=4, total_steps=9)
+  tx = optax.sgd(schedule)
+  step = training.make_step(standin.loss_fn, tx, schedule=schedule)
+  state, first = step(fresh_state(tx), ragged_batch())
+  _, second = step(state, ragged_batch())
+  assert (float(first['learning_rate']), float(second['learning_rate'])) == (0.25, 0.5)
+
+
+def test_step_lowers_the_loss():
+  task = standin.make_task(steps=60)
+  step, state = training.make_step(task.loss_fn, task.tx), fresh_state(task.tx)
+  losses = []
+  for _ in range(60):
+    state, metrics = step(state, next(task.batches))
+    losses.append(float(metrics['loss']))
+  assert losses[-1] < 0.8 * losses[0]
+
+
+def test_step_gives_its_input_away_but_not_the_callers_parameters():
+  params, tx = standin.init_params(), optax.sgd(0.1)
+  state = training.init_state(params, tx, key=jax.random.key(0))
+  training.make_step(standin.loss_fn, tx)(state, ragged_batch())
+  assert state.params['embed'].is_deleted()
+  assert not params['embed'].is_deleted()
+
+
+def poisoned(loss):
+  """A loss that is not finite where the first token of the batch is 0."""
+
+  def loss_fn(params, batch):
+    loss_sum, count = standin.loss_fn(params, batch)
+    scale = jnp.where(batch['tokens'][0, 0] == 0, loss, 1.0)
+    return loss_sum * scale, count
+
+  return loss_fn
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_step_that_is_not_finite_changes_nothing_and_stops_later_ones(value):
+  good, tx = ragged_batch(), optax.adam(0.1)
+  bad = {**good, 'tokens': np.zeros_like(good['tokens'])}
+  step = training.make_step(poisoned(value), tx)
+  state, _ = step(fresh_state(tx), good)
+  before = jax.device_get((state.params, state.opt_state))
+  for batch in (bad, good):
+    state, metrics = step(state, batch)
+  assert_close(jax.device_get((state.params, state.opt_state)), before, rtol=0)
+  assert (int(state.step), int(metrics['failed_step'])) == (1, 2)
+
+
+def test_gradient_that_is_not_finite_fails_too():
+  def loss_fn(params, batch):
+    loss_sum, count = standin.loss_fn(params, batch)
+    return loss_sum + jnp.sqrt(
+      jnp.abs(params['layer']['bias'] - params['layer']['bias'])
+    ).sum(), count
+
+  tx = optax.sgd(0.1)
+  state, metrics = training.make_step(loss_fn, tx)(fresh_state(tx), ragged_batch())
+  assert np.isfinite(metrics['loss'])
+  assert int(state.failed_step) == 1
+
+
+def test_evaluation_weighs_tokens_equally():
+  params, batches = standin.init_params(), [ragged_batch(seed=seed) for seed in (1, 2)]
+  sums = [standin.loss_fn(params, batch) for batch in batches]
+  expected = float(sums[0][0] + sums[1][0]) / float(sums[0][1] + sums[1][1])
+  loss, count = training.evaluate(training.make_eval(standin.loss_fn), params, batches)
+  assert loss == pytest.approx(expected)
+  assert count == sum(batch['mask'].sum() for batch in batches)
+
+
+def test_evaluation_of_nothing_is_an_error():
+  with pytest.raises(ValueError, match='at least one valid token'):
+    training.evaluate(training.make_eval(standin.loss_fn), standin.init_params(), [])
