@@ -153,7 +153,7 @@ def periodic(level: Level, period: int, gather: Gather = total) -> PeriodicLevel
 
   def take_in(state, signal, ticks=1):
     gathered = gather.add(state.gathered, state.held, signal)
-    return PeriodicState(state.held, gathered, state.count + ticks)
+    return PeriodicState(state.held, gathered, state.count + jnp.asarray(ticks, jnp.int32))
 
   def flush(state):
     return restart(level.update(state.held, gather.result(state.gathered)))

@@ -140,4 +140,4 @@ def _only_valid(tokens, begin, num_valid):
   if num_valid is None:
     return tokens, size
   valid = begin + jnp.arange(size) < num_valid
-  return tokens._replace(gates=mask_gates(tokens.gates, valid)), jnp.sum(valid)
+  return tokens._replace(gates=mask_gates(tokens.gates, valid)), jnp.sum(valid, dtype=jnp.int32)

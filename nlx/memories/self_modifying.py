@@ -186,7 +186,8 @@ class SelfModifying(nnx.Module):
     def one_chunk(carry, chunk):
       begin, inputs = chunk
       valid = None if num_valid is None else jnp.clip(num_valid - begin, 0, size)
-      out, carry = self._chunk(inputs, carry, valid, ends=True)
+      chunk = jax.checkpoint(lambda *args: self._chunk(*args, ends=True), prevent_cse=False)
+      out, carry = chunk(inputs, carry, valid)
       return carry, out
 
     carry, pieces = (state.roles, state.memory), []

@@ -27,7 +27,7 @@ def level_infos(model) -> list[LevelInfo]:
 
 
 def _memories(model) -> list[LevelInfo]:
-  config, mixer = model.config, model.blocks.mixer
+  config, mixer = model.config, model.blocks.mixer.memory
   rule = config.rule.name
   rule += ', momentum' if config.rule.momentum else ''
   rule += ', retention' if config.rule.retention else ''

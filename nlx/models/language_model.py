@@ -1,6 +1,6 @@
 """The language model: embedding, a stack of blocks, an output head, and the loop that learns in context."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -24,24 +24,43 @@ class Block(nnx.Module):
 
   def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
     dtypes = {'dtype': config.dtype, 'param_dtype': config.param_dtype}
-    self.norm = RMSNorm(config.model_dim, dtype=config.param_dtype)
-    if config.mixer == 'attention':
-      self.mixer = Attention(config.model_dim, config.num_heads, rngs=rngs, **dtypes)
-    else:
-      self.mixer = SelfModifying(config.self_modifying, rngs=rngs)
+    self.mixer = Mixer(config, rngs=rngs)
     self.cms = SequentialCMS(
       config.model_dim, config.cms_hidden, config.cms_periods, config.cms_rate, rngs=rngs, **dtypes
     )
 
-  def __call__(self, x, fast, state, num_valid=None):
-    """From the start of a base chunk: x [B, C, D], fast weights and mixer state to x and state."""
-    mixed, state = self.mixer(self.norm(x), state, num_valid)
-    return self.cms(x + mixed, fast), state
 
-  def step(self, x, fast, state):
+class Mixer(nnx.Module):
+  """x + mixer(norm(x)), where the mixer is attention or a self-modifying memory."""
+
+  def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
+    dtypes = {'dtype': config.dtype, 'param_dtype': config.param_dtype}
+    self.norm = RMSNorm(config.model_dim, dtype=config.param_dtype)
+    if config.mixer == 'attention':
+      self.memory = Attention(config.model_dim, config.num_heads, rngs=rngs, **dtypes)
+    else:
+      self.memory = SelfModifying(config.self_modifying, rngs=rngs)
+
+  def init_state(self, batch_size: int, max_length: int | None) -> Any:
+    """The state before the first token."""
+    return self.memory.init_state(batch_size, max_length)
+
+  def __call__(self, x, state, num_valid=None):
+    """From the start of a base chunk: x [B, C, D] and state to x and state."""
+    mixed, state = self.memory(self.norm(x), state, num_valid)
+    return x + mixed, state
+
+  def step(self, x, state):
     """One token x [B, 1, D], anywhere in a chunk."""
-    mixed, state = self.mixer.step(self.norm(x), state)
-    return self.cms(x + mixed, fast), state
+    mixed, state = self.memory.step(self.norm(x), state)
+    return x + mixed, state
+
+
+class Carry(NamedTuple):
+  """Mixer states of all layers."""
+
+  first: Any  # of the first layer, leaves [B, ...]
+  rest: Any  # of the others, leaves [L - 1, B, ...]; () if there are none
 
 
 class LanguageModel(nnx.Module):
@@ -88,36 +107,46 @@ class LanguageModel(nnx.Module):
   # ----- the network on one stretch of tokens
 
   def apply(
-    self, tokens: jax.Array, fast: tuple, carry: Any, num_valid: jax.Array | None = None
-  ) -> tuple[jax.Array, Any]:
+    self, tokens: jax.Array, fast: tuple, carry: Carry, num_valid: jax.Array | None = None
+  ) -> tuple[jax.Array, Carry]:
     """Reads tokens [B, C] from the start of a base chunk with given fast weights.
 
     Args:
       tokens: Token ids.
       fast: Weights of each level that learns in context, fastest first, leaves [L, B, ...].
-      carry: Mixer states of all layers, leaves [L, B, ...].
+      carry: Mixer states.
       num_valid: How many of the tokens count, a scalar; all if None.
 
     Returns:
       Logits [B, C, vocab_size] in float32 and the new carry.
     """
-    return self._through(tokens, fast, carry, lambda block, *args: block(*args, num_valid))
+    return self._through(tokens, fast, carry, lambda mixer, *args: mixer(*args, num_valid))
 
-  def apply_step(self, tokens: jax.Array, fast: tuple, carry: Any) -> tuple[jax.Array, Any]:
+  def apply_step(self, tokens: jax.Array, fast: tuple, carry: Carry) -> tuple[jax.Array, Carry]:
     """Reads one token [B, 1] of every sequence, anywhere in a chunk."""
-    return self._through(tokens, fast, carry, lambda block, *args: block.step(*args))
+    return self._through(tokens, fast, carry, lambda mixer, *args: mixer.step(*args))
 
-  def _through(self, tokens, fast, carry, call):
-    graph, params = nnx.split(self.blocks)
+  def _through(self, tokens, fast, carry, mix):
+    """All blocks. The first mixer depends on no fast weight and stays outside of the loop that inner gradients pass."""
+    mixer, mixers = nnx.split(self.blocks.mixer)
+    cms, memories = nnx.split(self.blocks.cms)
 
-    def layer(x, inputs):
-      params, fast, state = inputs
-      return call(nnx.merge(graph, params), x, fast, state)
+    def between(x, inputs):
+      memory, fast, params, state = inputs
+      x = nnx.merge(cms, memory)(x, fast)
+      return mix(nnx.merge(mixer, params), x, state)
 
     x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
-    x, carry = core.scan_chunks(layer, x, (params, fast, carry))
+    x, first = mix(nnx.merge(mixer, _layer(mixers, 0)), x, carry.first)
+    rest = carry.rest
+    if self.config.num_layers > 1:
+      up_to_last = jax.tree.map(lambda x: x[:-1], (memories, fast))
+      from_second = jax.tree.map(lambda x: x[1:], mixers)
+      x, rest = core.scan_chunks(between, x, (*up_to_last, from_second, rest))
+    x = nnx.merge(cms, _layer(memories, -1))(x, _layer(fast, -1))
     logits = self.head(self.norm(x))
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), carry
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits, Carry(first, rest)
 
   # ----- levels and state
 
@@ -143,11 +172,12 @@ class LanguageModel(nnx.Module):
     weights = jax.tree.map(copies, initial(params))
     return tuple(level.init(w) for level, w in zip(self.levels(), weights, strict=True))
 
-  def init_carry(self, batch_size: int, max_length: int | None = None) -> Any:
-    """Mixer states of all layers before the first token, leaves [L, B, ...]."""
+  def init_carry(self, batch_size: int, max_length: int | None = None) -> Carry:
+    """Mixer states of all layers before the first token."""
     graph, params = nnx.split(self.blocks.mixer)
     init = lambda params: nnx.merge(graph, params).init_state(batch_size, max_length)  # noqa: E731
-    return jax.vmap(init)(params)
+    rest = jax.tree.map(lambda x: x[1:], params)
+    return Carry(init(_layer(params, 0)), jax.vmap(init)(rest) if self.config.num_layers > 1 else ())
 
   # ----- learning in context
 
@@ -283,10 +313,17 @@ class LanguageModel(nnx.Module):
     return streaming.read_many(self, tokens, state)
 
 
-def _mixer_states(carry) -> list:
-  if isinstance(carry, SelfModifyingState):
-    return [state for state in (carry.memory, carry.roles) if state is not None]
-  return []
+def _layer(tree, index):
+  return jax.tree.map(lambda x: x[index], tree)
+
+
+def _mixer_states(carry: Carry) -> list:
+  """The state of each memory level over all layers."""
+  if not isinstance(carry.first, SelfModifyingState):
+    return []
+  layers = [state for state in carry if state]
+  memory, roles = ([getattr(layer, name) for layer in layers] for name in ('memory', 'roles'))
+  return [memory] if carry.first.roles is None else [memory, roles]
 
 
 def _root_mean_square(state) -> jax.Array:

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from nlx import levels
+from tests.compiling import quick_jit
 from tests.levels import reference
 
 CHUNK, WIDTH = 2, 3
@@ -81,7 +82,7 @@ def run_with_gradients(case, make):
     return jnp.sum(result.loss**2) + jnp.sum(result.carry), result
 
   args = problem(len(case.periods), case.length)
-  (_, result), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(*args)
+  gradients, result = quick_jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))(*args)
   return result, gradients
 
 
@@ -217,7 +218,7 @@ def test_nest_over_split_calls_gives_each_level_its_tokens_in_order(cuts):
 def test_nest_over_two_calls_equals_one():
   system, cut = make_levels((2, 8)), 3
   slow, fast, carry, xs = problem(2, 9)
-  run = jax.jit(levels.nest(system, cell), static_argnums=4)
+  run = quick_jit(levels.nest(system, cell), static_argnums=4)
   expected = run(slow, init_states(system, fast), carry, xs, 0)
   first = run(slow, init_states(system, fast), carry, xs[:cut], 0)
   second = run(slow, first.states, first.carry, xs[cut:], cut)

@@ -82,8 +82,17 @@ def test_periodic_state_keeps_structure_shapes_and_dtypes(gather):
   signal = jnp.ones((2, 3), jnp.bfloat16)
   signal = signal if gather is levels.total else levels.Weighted(signal, 2.0)
   for updated in (level.update(state, signal), level.gather(state, signal), level.flush(state)):
-    jax.tree.map(lambda x, y: np.testing.assert_equal((x.shape, x.dtype), (y.shape, y.dtype)),
-                 updated, state)  # fmt: skip
+    assert jax.tree.map(jax.typeof, updated) == jax.tree.map(jax.typeof, state)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('gather', [levels.total, levels.mean()], ids=['total', 'mean'])
+def test_periodic_keeps_dtypes_in_double_precision(gather):
+  level = levels.periodic(ADD, 3, gather)
+  state, signal, ticks = level.init(jnp.zeros(2)), jnp.ones(2), jnp.asarray(2)
+  signal = signal if gather is levels.total else levels.Weighted(signal, jnp.asarray(2.0))
+  updated = level.update(state, signal, ticks)
+  assert jax.tree.map(jax.typeof, updated) == jax.tree.map(jax.typeof, state)
 
 
 def test_periodic_runs_inside_a_scan():

@@ -1,6 +1,5 @@
 """The most general rule in chunks of any size, against the recurrence."""
 
-import jax.numpy as jnp
 import pytest
 
 from nlx import memories

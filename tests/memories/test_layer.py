@@ -242,6 +242,18 @@ def test_layer_with_gates_shut_or_open_has_finite_gradients(network, logit):
   assert all(jax.tree.leaves(finite)), finite
 
 
+def test_layer_forgets_no_digits_after_a_gate_that_shut():
+  """Gates are multiplied in log space, where one huge logit would swallow those after it."""
+  weights, keys, values, gates, queries = problems.problem('mlp', 64, dtype='float32')
+  shut = memories.log_gate(jnp.full(problems.SEEDS, -1e30))
+  gates = memories.Gates(gates.rate, *(gate.at[:, 7].set(shut) for gate in gates[1:3]))
+  args = weights, keys, values, gates, queries
+  layer = memories.layer(problems.NETWORKS['mlp'], RULE, chunk_size=64)
+  plain = functools.partial(reference.run, layer.memory, chunk_size=64)
+  got = quick_jit(functools.partial(problems.run_layer, layer))(*args)
+  problems.assert_close(got, quick_jit(jax.vmap(plain))(*args), tolerance=1e-4)
+
+
 def test_layer_names_a_wrong_chunk_size():
   with pytest.raises(ValueError, match='`period` must be an integer of at least 1 tick, got 0'):
     memories.layer(memories.matrix(), RULE, chunk_size=0)
