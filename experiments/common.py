@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from nlx import data, models, training
+from nlx import data, memories, models, training
 
 CHECKPOINTS = 'checkpoints'
 FAMILIES = ('hope', 'transformer')
@@ -51,10 +51,20 @@ def create(config: ml_collections.ConfigDict) -> Language:
   family = fields.pop('family')
   if family not in FAMILIES:
     raise ValueError(f'`model.family` must be one of {FAMILIES}, got {family!r}.')
+  if 'rule' in fields:
+    fields['rule'] = make_rule(**dict(config.model.rule))
   make = getattr(models, family)
   model = models.create(make(vocab_size=tokenizer.vocab_size, **fields), rngs=nnx.Rngs(config.seed))
   graph, params = nnx.split(model, nnx.Param)
   return Language(model, graph, nnx.as_pure(params), tokenizer)
+
+
+def make_rule(name: str, **options: bool) -> memories.Rule:
+  """Returns the update rule that `model.rule` describes."""
+  rules = {'dgd': memories.dgd, 'gradient': memories.gradient}
+  if name not in rules:
+    raise ValueError(f'`model.rule.name` must be one of {tuple(rules)}, got {name!r}.')
+  return rules[name](**options)
 
 
 def loss_fn(graph: nnx.GraphDef) -> training.step.LossFn:

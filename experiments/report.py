@@ -2,16 +2,13 @@
 
 import json
 import pathlib
-import platform
 from typing import Any
 
-import flax
 import jax
 import ml_collections
-import optax
 from matplotlib.figure import Figure
 
-from experiments import common
+from experiments import common, provenance
 from nlx import levels, training
 
 
@@ -27,12 +24,7 @@ def summarise(
     'name': config.name,
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(language.params)),
     **result,
-    'versions': {
-      'python': platform.python_version(),
-      'jax': jax.__version__,
-      'flax': flax.__version__,
-      'optax': optax.__version__,
-    },
+    'versions': provenance.versions(),
     'device': f'{len(devices)} x {devices[0].device_kind}',
     'corpus_digest': digest,
     'config': common.as_dict(config),

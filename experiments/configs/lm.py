@@ -28,19 +28,30 @@ SIZES = {
   '1b': {'model_dim': 2048, 'num_layers': 24, 'num_heads': 32, 'dtype': 'bfloat16'},
 }
 
-# Periods in tokens, at which the levels of HOPE update.
+# Widths of memories and MLP blocks, and the periods in tokens at which they update.
 LEVELS = {
-  'smoke': {'chunk_size': 16, 'projection_chunk_size': 32, 'cms_periods': (32, 64)},
-  'tiny': {'chunk_size': 32, 'projection_chunk_size': 64, 'cms_periods': (64, 256)},
-  '340m': {'chunk_size': 64, 'projection_chunk_size': 256, 'cms_periods': (256, 1024)},
-  '760m': {'chunk_size': 64, 'projection_chunk_size': 256, 'cms_periods': (256, 1024)},
-  '1b': {'chunk_size': 64, 'projection_chunk_size': 256, 'cms_periods': (256, 1024)},
+  'smoke': {
+    'memory_hidden': 16,
+    'chunk_size': 16,
+    'projection_chunk_size': 32,
+    'cms_periods': (32, 64),
+    'cms_hidden': 32,
+  },
+  'tiny': {
+    'memory_hidden': 32,
+    'chunk_size': 16,
+    'projection_chunk_size': 64,
+    'cms_periods': (64, 256),
+    'cms_hidden': 384,
+  },
 }
+LARGE_LEVELS = {'chunk_size': 64, 'projection_chunk_size': 256, 'cms_periods': (256, 1024, 4096)}
+RULE = {'name': 'dgd', 'momentum': True, 'retention': True, 'literal': False}
 
 # Steps, sequences per step, tokens per sequence, peak learning rate, warm-up steps.
 RUNS = {
   'smoke': (4, 2, 64, 3e-3, 1),
-  'tiny': (500, 8, 512, 3e-3, 50),
+  'tiny': (360, 4, 512, 4e-3, 30),
   '340m': (28_610, 128, 4096, 1e-3, 1000),
   '760m': (57_220, 128, 4096, 7e-4, 1000),
   '1b': (190_735, 128, 4096, 5e-4, 2000),
@@ -60,7 +71,9 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
   config.name = arg
   config.seed = 0
   config.cache_dir = ''  # Compiled programs; the user's cache folder if empty.
-  config.model = {'family': family, **SIZES[size], **(LEVELS[size] if family == 'hope' else {})}
+  config.model = {'family': family, **SIZES[size]}
+  if family == 'hope':
+    config.model.update(LEVELS.get(size, LARGE_LEVELS), rule=RULE)
   config.data = {
     'corpus': 'documentation',  # Or python_source, a text file, a glob pattern.
     'max_bytes': config_dict.placeholder(int),

@@ -18,7 +18,8 @@ class MLPBlock(nnx.Module):
   """A pre-norm residual SwiGLU block, x + MLP(norm(x)), whose MLP may be replaced by fast weights.
 
   References:
-    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 70, 94-97; Shazeer, GLU Variants, arXiv 2002.05202.
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 70, 94-97; Shazeer, GLU Variants,
+    arXiv 2002.05202.
   """
 
   def __init__(
@@ -45,7 +46,8 @@ class MLPBlock(nnx.Module):
 
     Args:
       x: [B, C, D].
-      fast: Weights of every sequence, 'up' [B, D, 2F] and 'down' [B, F, D]; the block's own if None.
+      fast: Weights of every sequence, 'up' [B, D, 2F] and 'down' [B, F, D]; the block's own if
+        None.
 
     Returns:
       [B, C, D].
@@ -62,9 +64,10 @@ def _by(weight):
 class SequentialCMS(nnx.Module):
   """MLP blocks in series: y = MLP_k(... MLP_2(MLP_1(x))), Eq. 73.
 
-  A block with a period learns in context: its weights are fast, one copy per sequence, and what is stored here is their
-  learned initial state together with the logarithm of their learned inner rate. A block of period 0 never changes inside a
-  sequence; one such block is the MLP of a Transformer.
+  A block with a period learns in context: its weights are fast, one copy per sequence, and what is
+  stored here is their learned initial state together with the logarithm of their learned inner
+  rate. A block of period 0 never changes inside a sequence; one such block is the MLP of a
+  Transformer.
 
   Args:
     model_dim: D.
@@ -104,7 +107,7 @@ class SequentialCMS(nnx.Module):
     )
 
   def __call__(self, x: jax.Array, fast: tuple[FastWeights, ...]) -> jax.Array:
-    """Applies all blocks to x [B, C, D]; `fast` holds the weights of those that learn in context."""
+    """Applies all blocks to x [B, C, D]; `fast` holds weights of those that learn in context."""
     fast_weights = iter(fast)
     for block, period in zip(self.blocks, self.periods, strict=True):
       x = block(x, next(fast_weights) if period else None)
@@ -114,8 +117,8 @@ class SequentialCMS(nnx.Module):
 def in_context_level(rates: jax.Array, period: int, max_norm: float) -> PeriodicLevel:
   """A level of the continuum memory system inside sequences, over the blocks of all layers.
 
-  theta_l <- theta_l - rate_l clip(g), where g is the gradient of the next-token loss over the last `period` tokens, per
-  token. Clipping is by the norm over all layers of one sequence and level.
+  theta_l <- theta_l - rate_l clip(g), where g is the gradient of the next-token loss over the last
+  `period` tokens, per token. Clipping is by the norm over all layers of one sequence and level.
 
   Args:
     rates: Inner learning rate of each layer [L].

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a @ b with all leading axes merged into one, so that every product is a plain batched one.
+  """Returns a @ b with all leading axes merged into one: a plain batched product.
 
-  A product whose operands broadcast otherwise becomes one with several free axes, and its derivatives have more; these
-  are slow on CPUs, and some versions of XLA refuse them beyond a rank.
+  A product whose operands broadcast otherwise becomes one with several free axes, and its
+  derivatives have more; these are slow on CPUs, and some versions of XLA refuse them beyond a rank.
 
   Args:
     a: [..., M, K].

@@ -21,11 +21,12 @@ class AttentionState(NamedTuple):
 class Attention(nnx.Module):
   """Causal multi-head softmax attention with rotary positions, [B, T, D] to [B, T, D].
 
-  It is the Nadaraya-Watson solution of the same L2 regression from keys to values that the other memories solve by
-  gradient steps.
+  It is the Nadaraya-Watson solution of the same L2 regression from keys to values that the other
+  memories solve by gradient steps.
 
   References:
-    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 62; Su et al., RoFormer, arXiv 2104.09864.
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 62; Su et al., RoFormer, arXiv
+    2104.09864.
   """
 
   def __init__(
@@ -46,7 +47,7 @@ class Attention(nnx.Module):
     self.dtype = dtype
 
   def init_state(self, batch_size: int, max_length: int | None = None) -> AttentionState | None:
-    """An empty cache for `max_length` tokens; None without a length: nothing before the call is seen."""
+    """An empty cache for `max_length` tokens; None, no past, without a length."""
     if max_length is None:
       return None
     shape = (batch_size, max_length, self.num_heads, self.head_dim)
@@ -79,14 +80,16 @@ class Attention(nnx.Module):
         jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=1)
         for cache, new in ((state.keys, keys), (state.values, values))
       )
-      out = jax.nn.dot_product_attention(
-        queries, keys.astype(queries.dtype), values.astype(queries.dtype), mask=_seen(x, keys, start)
-      )
+      mask = _seen(x, keys, start)
+      past, kept = keys.astype(queries.dtype), values.astype(queries.dtype)
+      out = jax.nn.dot_product_attention(queries, past, kept, mask=mask)
       length = start + (x.shape[1] if num_valid is None else num_valid)
       state = AttentionState(keys, values, length)
     return self.output(out.reshape(x.shape)), state
 
-  def step(self, x: jax.Array, state: AttentionState) -> tuple[jax.Array, AttentionState]:
+  def step(
+    self, x: jax.Array, state: AttentionState | None
+  ) -> tuple[jax.Array, AttentionState | None]:
     """Reads one token x [B, 1, D]."""
     return self(x, state)
 

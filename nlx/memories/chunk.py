@@ -26,10 +26,16 @@ class Factors(NamedTuple):
 
   kept: jax.Array | None  # a_t [..., C]
   kept_between: jax.Array  # A [..., C, C], zero above the diagonal
-  carried: jax.Array | None  # c_t [..., C]
-  carried_between: jax.Array | None  # G [..., C, C]; None if it equals A
-  momentum: jax.Array | None  # b_C [...]
-  momentum_to_end: jax.Array | None  # B[C, :] [..., C]
+  push: 'PushFactors | None'
+
+
+class PushFactors(NamedTuple):
+  """The part of `Factors` that momentum adds."""
+
+  carried: jax.Array  # c_t [..., C]
+  carried_between: jax.Array  # G [..., C, C]
+  momentum: jax.Array  # b_C [...]
+  momentum_to_end: jax.Array  # B[C, :] [..., C]
 
 
 def gate_factors(rule: Rule, gates: Gates) -> Factors:
@@ -43,18 +49,17 @@ def gate_factors(rule: Rule, gates: Gates) -> Factors:
   else:
     kept, kept_between = None, lower
   if not rule.momentum:
-    return Factors(kept, kept_between, None, None, None, None)
+    return Factors(kept, kept_between, None)
   log_momentum, momentum_between = _running_products(gates.log_momentum, lower)
   momentum = jnp.exp(log_momentum)
   added = kept_between if gates.valid is None else kept_between * gates.valid[..., None, :]
-  return Factors(
-    kept=kept,
-    kept_between=kept_between,
+  push = PushFactors(
     carried=matmul(added, momentum[..., None])[..., 0],
     carried_between=matmul(added, momentum_between),
     momentum=momentum[..., -1],
     momentum_to_end=momentum_between[..., -1, :],
   )
+  return Factors(kept, kept_between, push)
 
 
 def _running_products(logs, lower):
@@ -108,24 +113,26 @@ def matrix_chunk(
   gram = decay[..., None] * matmul(inputs, inputs.mT)
   inverse = unit_lower_inverse(_shift(factors.kept_between) * gram)
   target = _scaled(_shift_gate(factors.kept), matmul(inputs, start.weight.mT))
-  if factors.carried is None:
+  push, momentum = factors.push, start.momentum
+  if push is None or momentum is None:
     old = decay[..., None] * target - matmul(_shift(factors.kept_between) * gram, writes)
   else:
-    target += _shift_zero(factors.carried)[..., None] * matmul(inputs, start.momentum.mT)
-    old = decay[..., None] * target - matmul(_shift(factors.carried_between) * gram, writes)
+    target += _shift_zero(push.carried)[..., None] * matmul(inputs, momentum.mT)
+    old = decay[..., None] * target - matmul(_shift(push.carried_between) * gram, writes)
   return MatrixChunk(start, factors, inputs, writes, matmul(inverse, old))
 
 
 def read_tokens(chunk: MatrixChunk, queries: jax.Array) -> jax.Array:
   """W_t q_t for every token of the chunk: [..., C, K] to [..., C, V]."""
   factors, start = chunk.factors, chunk.start
+  push, momentum = factors.push, start.momentum
   scores = matmul(queries, chunk.inputs.mT)
   out = _scaled(factors.kept, matmul(queries, start.weight.mT))
-  if factors.carried is None:
+  if push is None or momentum is None:
     written = chunk.writes if chunk.removed is None else chunk.writes + chunk.removed
     return out - matmul(factors.kept_between * scores, written)
-  out += factors.carried[..., None] * matmul(queries, start.momentum.mT)
-  out -= matmul(factors.carried_between * scores, chunk.writes)
+  out += push.carried[..., None] * matmul(queries, momentum.mT)
+  out -= matmul(push.carried_between * scores, chunk.writes)
   if chunk.removed is not None:
     out -= matmul(factors.kept_between * scores, chunk.removed)
   return out
@@ -134,19 +141,20 @@ def read_tokens(chunk: MatrixChunk, queries: jax.Array) -> jax.Array:
 def last_state(chunk: MatrixChunk) -> MatrixState:
   """The state after the chunk's last token."""
   factors, start = chunk.factors, chunk.start
+  push, momentum = factors.push, start.momentum
   kept_to_end = factors.kept_between[..., -1, :, None]
   weight = start.weight if factors.kept is None else _last(factors.kept) * start.weight
-  if factors.carried is None:
+  if push is None or momentum is None:
     written = chunk.writes if chunk.removed is None else chunk.writes + chunk.removed
     written = kept_to_end * written
     return MatrixState(weight - matmul(written.mT, chunk.inputs), None)
-  weight += _last(factors.carried) * start.momentum
-  written = factors.carried_between[..., -1, :, None] * chunk.writes
+  weight += _last(push.carried) * momentum
+  written = push.carried_between[..., -1, :, None] * chunk.writes
   if chunk.removed is not None:
     written += kept_to_end * chunk.removed
   weight -= matmul(written.mT, chunk.inputs)
-  pushed = factors.momentum_to_end[..., None] * chunk.writes
-  momentum = factors.momentum[..., None, None] * start.momentum - matmul(pushed.mT, chunk.inputs)
+  pushed = push.momentum_to_end[..., None] * chunk.writes
+  momentum = push.momentum[..., None, None] * momentum - matmul(pushed.mT, chunk.inputs)
   return MatrixState(weight, momentum)
 
 

@@ -10,7 +10,7 @@ _EPSILON = 1e-6
 
 
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-  """x over its root mean square along the last axis, times `scale`; statistics in at least float32."""
+  """Divides x by its root mean square along the last axis, times `scale`, in at least float32."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + _EPSILON)
   scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
@@ -18,7 +18,7 @@ def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def unit_norm(x: jax.Array) -> jax.Array:
-  """x over its L2 norm along the last axis; zero stays zero, with a finite derivative."""
+  """Divides x by its L2 norm along the last axis; zero stays zero, with a finite derivative."""
   return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + _EPSILON)
 
 
@@ -83,7 +83,9 @@ class CausalConv(nnx.Module):
     length = x.shape[1]
     padded = jnp.concatenate([state.astype(x.dtype), x], axis=1)
     kernel = self.kernel[...].astype(x.dtype)
-    out = sum(kernel[i][None, None] * padded[:, i : i + length] for i in range(self.width))
+    out = kernel[0][None, None] * padded[:, :length]
+    for i in range(1, self.width):
+      out += kernel[i][None, None] * padded[:, i : i + length]
     seen = length if num_valid is None else num_valid
     last = jax.lax.dynamic_slice_in_dim(padded, seen, self.width - 1, axis=1)
     return out, last.astype(state.dtype)

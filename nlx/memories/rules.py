@@ -104,8 +104,8 @@ def mask_gates(gates: Gates, valid: jax.Array) -> Gates:
   """
   valid = valid.reshape((1,) * (gates.rate.ndim - 1) + valid.shape)
   valid = jnp.broadcast_to(valid, gates.rate.shape)
-  masked = (jnp.where(valid, gate, 0) for gate in gates[:3])
-  return Gates(*masked, valid=valid.astype(gates.rate.dtype))
+  masked = jax.tree.map(lambda gate: jnp.where(valid, gate, 0), gates)
+  return masked._replace(valid=valid.astype(gates.rate.dtype))
 
 
 def rates(

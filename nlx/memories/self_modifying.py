@@ -32,12 +32,13 @@ class SelfModifyingConfig:
     chunk_size: Tokens between updates of `memory`.
     projection_chunk_size: Tokens between updates of the adaptive roles; a multiple of `chunk_size`.
     rule: Update rule of all memories.
-    adaptive: The roles among 'k', 'v', 'eta', 'alpha', 'q' that are memories; the others are slow projections. The paper
-      leaves q out: its ablation shows no gain.
+    adaptive: The roles among 'k', 'v', 'eta', 'alpha', 'q' that are memories; the others are slow
+      projections. The paper leaves q out: its ablation shows no gain.
     reads: 'token' or 'chunk', see `nlx.memories.layer`.
-    rate_gate: 'sigmoid', eta in (0, 1), or 'exponential', so that the proximal rate of a unit key covers (0, 1), which
-      tracking a state needs.
+    rate_gate: 'sigmoid', eta in (0, 1), or 'exponential', so that the proximal rate of a unit key
+      covers (0, 1), which tracking a state needs.
     conv_width: Taps of the causal convolution before the projections.
+    remat: Whether the backward pass recomputes each projection chunk from its start.
     dtype: Of the slow matrix products. Memories are computed in the dtype of their parameters.
     param_dtype: Of parameters and fast state.
   """
@@ -52,6 +53,7 @@ class SelfModifyingConfig:
   reads: str = 'token'
   rate_gate: str = 'sigmoid'
   conv_width: int = 4
+  remat: bool = False
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -63,6 +65,7 @@ class SelfModifyingConfig:
     core.check_divides(
       'chunk_size', self.chunk_size, 'projection_chunk_size', self.projection_chunk_size
     )
+    core.check_choice('reads', self.reads, ('token', 'chunk'))
     core.check_choice('rate_gate', self.rate_gate, RATE_GATES)
     for role in self.adaptive:
       core.check_choice('adaptive', role, ROLES)
@@ -98,16 +101,18 @@ class _Generated(NamedTuple):
 class SelfModifying(nnx.Module):
   """Self-modifying Titans, a sequence layer [B, T, D] to [B, T, D].
 
-  Keys, values, the inner rate and the retention of every token are the outputs of memories; all memories, these included,
-  are updated on targets that they generate themselves:
+  Keys, values, the inner rate and the retention of every token are the outputs of memories; all
+  memories, these included, are updated on targets that they generate themselves:
 
-      k_t = M_k(x_t)   v_t = M_v(x_t)   eta_t = M_eta(x_t)   alpha_t = M_alpha(x_t)   o_t = M_memory(q_t)
+      k_t = M_k(x_t)   v_t = M_v(x_t)   eta_t = M_eta(x_t)   alpha_t = M_alpha(x_t)
+      o_t = M_memory(q_t)
       M_r <- one step of the rule on 1/2 ||M_r(k_t) - M_r(v_t)||^2, for every role r
 
-  Everything generated comes from the state at the last chunk boundary. Ours: slow projections of x to heads precede the
-  memories, keys, queries, values and targets have unit norm, eta and alpha are scalars per head and token through
-  sigmoid(w . M(x) + b), mu is a learned scalar per head, and the output passes a norm per head, a SiLU gate and a projection.
-  With W1 = 0 and no updates the layer is Titans with static projections.
+  Everything generated comes from the state at the last chunk boundary. Ours: slow projections of x
+  to heads precede the memories, keys, queries, values and targets have unit norm, eta and alpha are
+  scalars per head and token through sigmoid(w . M(x) + b), mu is a learned scalar per head, and the
+  output passes a norm per head, a SiLU gate and a projection. With W1 = 0 and no updates the layer
+  is Titans with static projections.
 
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 83-93.
@@ -132,13 +137,14 @@ class SelfModifying(nnx.Module):
 
   @staticmethod
   def _initial(rngs, leading, config):
+    width, dtype = config.head_dim, config.param_dtype
     weights = init_weights(
-      config.network, rngs.params(), config.head_dim, config.head_dim, leading, dtype=config.param_dtype
+      config.network, rngs.params(), width, width, leading, scale=0.5, dtype=dtype
     )
-    return nnx.Dict({name: nnx.Param(0.5 * weight) for name, weight in weights.items()})
+    return nnx.Dict({name: nnx.Param(weight) for name, weight in weights.items()})
 
   def init_state(self, batch_size: int, max_length: int | None = None) -> SelfModifyingState:
-    """The learned initial state, one copy per sequence; `max_length` does not matter to a memory."""
+    """The learned initial state, a copy per sequence; `max_length` does not matter to a memory."""
     del max_length
 
     def copies(weights):
@@ -186,14 +192,15 @@ class SelfModifying(nnx.Module):
     def one_chunk(carry, chunk):
       begin, inputs = chunk
       valid = None if num_valid is None else jnp.clip(num_valid - begin, 0, size)
-      chunk = jax.checkpoint(lambda *args: self._chunk(*args, ends=True), prevent_cse=False)
-      out, carry = chunk(inputs, carry, valid)
+      out, carry = self._chunk(inputs, carry, valid, ends=True)
       return carry, out
 
     carry, pieces = (state.roles, state.memory), []
     if whole:
       chunks = core.split_time(inputs[..., :whole, :], size, axis=-2)
-      carry, out = core.scan_chunks(one_chunk, carry, (jnp.arange(0, whole, size), chunks))
+      carry, out = core.scan_chunks(
+        one_chunk, carry, (jnp.arange(0, whole, size), chunks), remat=self.config.remat
+      )
       pieces.append(core.join_time(out, axis=-2))
     if whole < x.shape[1]:
       valid = None if num_valid is None else jnp.maximum(num_valid - whole, 0)
@@ -215,7 +222,7 @@ class SelfModifying(nnx.Module):
     return self._output(out, gate), SelfModifyingState(conv, role_state, memory)
 
   def _project(self, x, conv, num_valid):
-    """Slow projections: inputs of all roles [B, H, len(ROLES), T, K] and the output gate [B, T, D]."""
+    """Slow projections: inputs of all roles [B, H, len(ROLES), T, K], output gate [B, T, D]."""
     config = self.config
     x, conv = self.conv(x, conv, num_valid)
     projected = self.projection(x)
@@ -236,13 +243,14 @@ class SelfModifying(nnx.Module):
       jnp.einsum('bhck,hk->bhc', made[role], weights[i]) + biases[i][None, :, None]
       for i, role in enumerate(('eta', 'alpha'))
     )
-    rate = jax.nn.sigmoid(rate) if config.rate_gate == 'sigmoid' else jnp.exp(jnp.minimum(rate, 8.0))
+    exponential = config.rate_gate == 'exponential'
+    rate = jnp.exp(jnp.minimum(rate, 8.0)) if exponential else jax.nn.sigmoid(rate)
     momentum = log_gate(self.momentum_logits[...])[None, :, None]
     gates = Gates(rate, log_gate(retention), jnp.broadcast_to(momentum, rate.shape))
     return _Generated(unit_norm(made['k']), unit_norm(made['v']), unit_norm(made['q']), gates)
 
   def _chunk(self, inputs, carry, num_valid, *, ends: bool):
-    """One projection chunk from its start: inputs [B, H, len(ROLES), C, K] to outputs [B, H, C, K]."""
+    """One projection chunk: inputs [B, H, len(ROLES), C, K] to outputs [B, H, C, K]."""
     role_state, memory = carry
     roles, main = self._levels()
     generated = self._generate(inputs, role_state)

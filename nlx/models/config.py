@@ -24,17 +24,20 @@ class LanguageModelConfig:
     model_dim: D.
     num_layers: L.
     num_heads: H.
-    cms_periods: Tokens between in-context updates of each MLP block, in the order in which x passes them; 0 for a block that
-      never changes inside a sequence. Each non-zero period is a multiple of the one before, the first of
-      `projection_chunk_size`.
+    cms_periods: Tokens between in-context updates of each MLP block, in the order in which x passes
+      them; 0 for a block that never changes inside a sequence. Each non-zero period is a multiple
+      of the one before, the first of `projection_chunk_size`.
     cms_hidden: F of each MLP block.
     cms_rate: Initial inner learning rate of blocks that learn in context.
     cms_max_norm: Norm to which inner gradients are clipped.
     meta: How the outer gradient passes inner updates, see `nlx.levels.nest`.
     truncate: Cut it at every n-th update of a level; None for never.
-    remat: Recompute every period in the backward pass, for memory.
+    remat: Whether the backward pass recomputes every base chunk, or every projection chunk without
+      in-context levels, from its start. It saves memory and, where that is what bounds the speed,
+      time.
     chunk_size: Tokens between updates of the main memory.
-    projection_chunk_size: Tokens between updates of the memories that generate keys, values and gates.
+    projection_chunk_size: Tokens between updates of the memories that generate keys, values and
+      gates.
     memory_hidden: F of the memories.
     rule: Update rule of the memories.
     adaptive: Roles that are memories, see `SelfModifyingConfig`.
@@ -57,7 +60,7 @@ class LanguageModelConfig:
   cms_max_norm: float = 1.0
   meta: str = 'full'
   truncate: int | None = None
-  remat: bool = False
+  remat: bool = True
   chunk_size: int = 16
   projection_chunk_size: int = 64
   memory_hidden: int = 64
@@ -76,7 +79,8 @@ class LanguageModelConfig:
       core.check_positive(name, getattr(self, name))
     if not self.cms_periods or any(period < 0 for period in self.cms_periods):
       raise ValueError(
-        f'`cms_periods` must name at least one block, each of 0 or more tokens, got {self.cms_periods}.'
+        f'`cms_periods` must name at least one block, each of 0 or more tokens, '
+        f'got {self.cms_periods}.'
       )
     self._check_periods()
 
@@ -115,6 +119,7 @@ class LanguageModelConfig:
       reads=self.reads,
       rate_gate=self.rate_gate,
       conv_width=self.conv_width,
+      remat=self.remat and not self.in_context_periods,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
     )

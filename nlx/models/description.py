@@ -10,7 +10,8 @@ def level_infos(model) -> list[LevelInfo]:
   infos = []
   if config.mixer == 'self_modifying':
     infos += _memories(model)
-  learning = [block for block, period in zip(model.blocks.cms.blocks, config.cms_periods) if period]
+  blocks = model.blocks.cms.blocks
+  learning = [block for block, period in zip(blocks, config.cms_periods, strict=True) if period]
   for period, block in zip(config.in_context_periods, learning, strict=True):
     infos.append(
       LevelInfo(

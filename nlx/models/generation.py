@@ -21,7 +21,7 @@ def generate(
   temperature: float = 1.0,
   top_k: int | None = None,
 ) -> tuple[jax.Array, StreamState]:
-  """Reads a prompt and continues it; the model learns in context from the prompt and from what it writes.
+  """Continues a prompt, learning in context from it and from what is written.
 
   Args:
     model: A language model.
@@ -33,7 +33,8 @@ def generate(
     top_k: Sample among the k most likely tokens only; among all if None.
 
   Returns:
-    The new tokens [B, max_tokens] and the state, which has read the prompt and all new tokens but the last.
+    The new tokens [B, max_tokens] and the state, which has read the prompt and all new tokens but
+    the last.
 
   Raises:
     ValueError: If an argument is out of range or a key is missing.

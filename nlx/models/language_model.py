@@ -1,4 +1,4 @@
-"""The language model: embedding, a stack of blocks, an output head, and the loop that learns in context."""
+"""The language model: embedding, blocks, output head, and the loop that learns in context."""
 
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ class Mixer(nnx.Module):
   def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
     dtypes = {'dtype': config.dtype, 'param_dtype': config.param_dtype}
     self.norm = RMSNorm(config.model_dim, dtype=config.param_dtype)
+    self.memory: Attention | SelfModifying
     if config.mixer == 'attention':
       self.memory = Attention(config.model_dim, config.num_heads, rngs=rngs, **dtypes)
     else:
@@ -66,8 +67,8 @@ class Carry(NamedTuple):
 class LanguageModel(nnx.Module):
   """A language model whose blocks may keep learning while it reads.
 
-  Parameters are slow weights. Fast state is an explicit value: it goes in and comes out of every call and is never stored
-  here.
+  Parameters are slow weights. Fast state is an explicit value: it goes in and comes out of every
+  call and is never stored here.
 
   Args:
     config: The configuration.
@@ -127,7 +128,7 @@ class LanguageModel(nnx.Module):
     return self._through(tokens, fast, carry, lambda mixer, *args: mixer.step(*args))
 
   def _through(self, tokens, fast, carry, mix):
-    """All blocks. The first mixer depends on no fast weight and stays outside of the loop that inner gradients pass."""
+    """All blocks. The first mixer depends on no fast weight: no inner gradient passes it."""
     mixer, mixers = nnx.split(self.blocks.mixer)
     cms, memories = nnx.split(self.blocks.cms)
 
@@ -162,13 +163,13 @@ class LanguageModel(nnx.Module):
     )
 
   def init_levels(self, batch_size: int) -> tuple[PeriodicState, ...]:
-    """Fast weights of each level that learns in context: one copy of its slow weights per sequence."""
+    """Fast weights of each level that learns in context: its slow weights, once per sequence."""
 
     def copies(weight):
       return jnp.repeat(weight[:, None], batch_size, axis=1)
 
-    initial = jax.vmap(lambda params: nnx.merge(graph, params).initial_weights(), 0)
     graph, params = nnx.split(self.blocks.cms)
+    initial = jax.vmap(lambda params: nnx.merge(graph, params).initial_weights())
     weights = jax.tree.map(copies, initial(params))
     return tuple(level.init(w) for level, w in zip(self.levels(), weights, strict=True))
 
@@ -176,8 +177,10 @@ class LanguageModel(nnx.Module):
     """Mixer states of all layers before the first token."""
     graph, params = nnx.split(self.blocks.mixer)
     init = lambda params: nnx.merge(graph, params).init_state(batch_size, max_length)  # noqa: E731
-    rest = jax.tree.map(lambda x: x[1:], params)
-    return Carry(init(_layer(params, 0)), jax.vmap(init)(rest) if self.config.num_layers > 1 else ())
+    first = init(_layer(params, 0))
+    if self.config.num_layers == 1:
+      return Carry(first, ())
+    return Carry(first, jax.vmap(init)(jax.tree.map(lambda x: x[1:], params)))
 
   # ----- learning in context
 
@@ -334,7 +337,8 @@ def _root_mean_square(state) -> jax.Array:
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """-log p(target) in nats: logits [..., vocab_size], targets [...] to [...].
 
-  The target's logit is selected by comparison, whose derivatives of every order are products, not scatters.
+  The target's logit is selected by comparison, whose derivatives of every order are products, not
+  scatters.
   """
   ids = jnp.arange(logits.shape[-1], dtype=targets.dtype).reshape((1,) * targets.ndim + (-1,))
   chosen = jnp.sum(jnp.where(ids == targets[..., None], logits, 0), axis=-1)

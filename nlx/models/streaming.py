@@ -1,7 +1,8 @@
 """Reading a sequence in pieces of any length, with the same outputs as in one pass.
 
-A base chunk is learned from when the token after it arrives, because that token is its last target. Until then the state
-holds the chunk's tokens and the carry at its start, from which the gradient of the whole chunk is taken.
+A base chunk is learned from when the token after it arrives, because that token is its last target.
+Until then the state holds the chunk's tokens and the carry at its start, from which the gradient of
+the whole chunk is taken.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from nlx.levels import PeriodicState, gradient_step
 
 
 class StreamState(NamedTuple):
-  """Everything a model knows of the sequences it is reading; the number of tokens read does not change its size."""
+  """All that a model knows of what it reads; only a cache of attention depends on the length."""
 
   levels: tuple[PeriodicState, ...]  # fast weights that learn in context, fastest first
   start: Any  # mixer states at the start of the current base chunk
@@ -45,7 +46,7 @@ def read_weights(model, levels: tuple[PeriodicState, ...]) -> tuple:
 
 
 def read_token(model, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
-  """Reads one token [B, 1] of every sequence in constant time; returns logits [B, 1, V] and state."""
+  """Reads one token [B, 1] in constant time; returns logits [B, 1, V] and state."""
   if model.config.base_chunk == 1:
     return read_aligned(model, tokens, state)
   full = state.phase == model.config.base_chunk
@@ -69,10 +70,10 @@ def read_aligned(model, tokens: jax.Array, state: StreamState) -> tuple[jax.Arra
 
 
 def read_many(model, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
-  """Reads tokens [B, T] from any point of a chunk to any point of another; returns logits [B, T, V] and state.
+  """Reads tokens [B, T] across chunks; returns logits [B, T, V] and state.
 
-  The tokens of the unfinished chunk and the new ones are laid on the grid of base chunks, and every chunk that they touch is run
-  from its start.
+  The tokens of the unfinished chunk and the new ones are laid on the grid of base chunks, and every
+  chunk that they touch is run from its start.
   """
   size = model.config.base_chunk
   batch_size, length = tokens.shape

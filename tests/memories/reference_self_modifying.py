@@ -1,6 +1,6 @@
 """Self-modifying Titans, token by token: what the layer must equal, state by state.
 
-All memories of a head, those of its roles and the main one, are stacked along a first axis [M, ...].
+All memories of a head, its roles and the main one, are stacked along a first axis [M, ...].
 """
 
 import jax
@@ -50,9 +50,7 @@ def write(config, live, held, momentum, key, value, gates):
 
 def head(config, slow, first, inputs):
   """One head of one sequence: inputs [T, len(ROLES), K] to [T, K]."""
-  periods = jnp.array(
-    [config.projection_chunk_size] * len(config.adaptive) + [config.chunk_size]
-  )
+  periods = jnp.array([config.projection_chunk_size] * len(config.adaptive) + [config.chunk_size])
 
   def token(carry, x):
     live, held, momenta = carry

@@ -15,11 +15,9 @@ from tests.memories import problems
 from tests.memories import reference_self_modifying as reference
 
 BATCH, LENGTH, DIM, HEADS, HIDDEN, CHUNK, PROJECTION = 2, 21, 8, 2, 5, 4, 8
-DEFAULT = ('k', 'v', 'eta', 'alpha')
-DGD, MOMENTUM = memories.dgd(), memories.dgd(momentum=True)
 VARIANTS = {
   'dgd-momentum': {},
-  'dgd-chunk_read-adaptive_q': {'rule': DGD, 'reads': 'chunk', 'adaptive': ROLES},
+  'dgd-chunk_read-adaptive_q': {'rule': memories.dgd(), 'reads': 'chunk', 'adaptive': ROLES},
   'gradient-momentum-exponential': {
     'rule': memories.gradient(momentum=True),
     'adaptive': ('q', 'alpha', 'k'),
@@ -30,28 +28,27 @@ VARIANTS = {
     'reads': 'chunk',
     'adaptive': ('v',),
   },
-  'dgd-nothing_adaptive': {'rule': DGD, 'adaptive': ()},
-  'dgd-momentum-chunk_1-literal': {
+  'dgd-literal-chunk_1-nothing_adaptive': {
     'rule': memories.dgd(momentum=True, literal=True),
     'chunk_size': 1,
+    'adaptive': (),
     'conv_width': 1,
   },
 }
 
 
 def make_layer(**options):
-  """A small layer whose parameters, gates included, have no symmetry."""
+  """A small layer whose parameters, gates included, are all random: no symmetry hides a mistake.
+
+  Only retention is moved: it starts near 1.
+  """
   sizes = {'chunk_size': CHUNK, 'projection_chunk_size': PROJECTION}
   config = SelfModifyingConfig(DIM, HEADS, HIDDEN, **(sizes | options))
-  layer = SelfModifying(config, rngs=nnx.Rngs(0))
-  params = nnx.state(layer)
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  noisy = [
-    x + 0.1 * jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)
-  ]
-  nnx.update(layer, jax.tree.unflatten(treedef, noisy))
-  return layer
+  graph, shapes = nnx.split(nnx.eval_shape(lambda: SelfModifying(config, rngs=nnx.Rngs(0))))
+  random = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: jnp.asarray(0.4 * random.normal(size=x.shape), x.dtype), shapes)
+  params['gate_biases'][...] += jnp.array([[0.0], [3.0]], config.param_dtype) * jnp.ones((1, HEADS))
+  return nnx.merge(graph, params)
 
 
 def inputs(dtype='float32', length=LENGTH):
@@ -96,3 +93,196 @@ def test_layer_equals_the_recurrence(variant):
 def test_layer_has_the_gradient_of_the_recurrence(variant):
   (_, got), (_, expected) = both(variant)
   problems.assert_close(got, expected, 1e-9)
+
+
+# ----- along a sequence
+
+
+@functools.cache
+def default_layer():
+  return make_layer()
+
+
+@functools.cache
+def call():
+  return quick_jit(default_layer())
+
+
+@functools.cache
+def outputs_with():
+  """`params -> outputs` of one pass."""
+  graph = nnx.graphdef(default_layer())
+  return quick_jit(lambda params: fresh(nnx.merge(graph, params), inputs()))
+
+
+@functools.cache
+def whole():
+  """Outputs and the last state of one pass."""
+  return call()(inputs(), default_layer().init_state(BATCH))
+
+
+@functools.cache
+def stepped():
+  """Outputs, and the states before the first token and after each, one token at a time."""
+  layer = default_layer()
+  first = layer.init_state(BATCH)
+
+  def step(state, x):
+    out, state = layer.step(x[:, None], state)
+    return state, (out[:, 0], state)
+
+  x = jnp.moveaxis(inputs(), 1, 0)
+  _, (outputs, states) = quick_jit(lambda state, x: jax.lax.scan(step, state, x))(first, x)
+  states = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, states)
+  return jnp.moveaxis(outputs, 0, 1), states
+
+
+def state_after(length):
+  return jax.tree.map(lambda x: x[length], stepped()[1])
+
+
+def test_layer_step_by_step_equals_one_pass():
+  problems.assert_close((stepped()[0], state_after(LENGTH)), whole(), 1e-5)
+
+
+@pytest.mark.parametrize('cut', [5, 13])
+def test_layer_leaves_the_state_of_steps_at_any_cut(cut):
+  _, state = call()(inputs()[:, :cut], default_layer().init_state(BATCH))
+  problems.assert_close(state, state_after(cut), 1e-5)
+
+
+@pytest.mark.parametrize('cut', [8, 16])
+def test_layer_continues_at_a_boundary(cut):
+  outputs, state = call()(inputs()[:, cut:], state_after(cut))
+  problems.assert_close((outputs, state), (whole()[0][:, cut:], whole()[1]), 1e-5)
+
+
+def test_layer_leaves_no_trace_of_tokens_that_are_not_valid():
+  layer, lengths = default_layer(), jnp.arange(LENGTH + 1)
+  call = jax.vmap(layer, (None, None, 0))
+  outputs, states = quick_jit(call)(inputs(), layer.init_state(BATCH), lengths)
+  problems.assert_close(states, stepped()[1], 1e-5)
+  valid = (jnp.arange(LENGTH)[None] < lengths[:, None])[:, None, :, None]
+  masked = jnp.where(valid, outputs - whole()[0][None], 0)
+  np.testing.assert_allclose(masked, 0, atol=1e-5)
+
+
+def test_layer_keeps_structure_and_dtypes_of_its_state():
+  layer = make_layer(dtype=jnp.bfloat16)
+  first = jax.eval_shape(lambda: layer.init_state(BATCH))
+  for num_valid in (None, 5):
+    for length in (3, PROJECTION, LENGTH):
+      x = jax.ShapeDtypeStruct((BATCH, length, DIM), jnp.bfloat16)
+      assert jax.eval_shape(layer, x, first, num_valid)[1] == first
+  token = jax.ShapeDtypeStruct((BATCH, 1, DIM), jnp.bfloat16)
+  assert jax.eval_shape(layer.step, token, first)[1] == first
+
+
+def test_layer_memories_are_float32_under_bfloat16():
+  state = jax.eval_shape(lambda: make_layer(dtype=jnp.bfloat16).init_state(BATCH))
+  floating = [x for x in jax.tree.leaves((state.roles, state.memory)) if x.ndim]
+  assert {x.dtype for x in floating} == {np.dtype('float32')}
+
+
+def test_layer_is_causal():
+  """Row t of the batch changes token t: everything before is as it was, token t is not."""
+  x = jnp.repeat(inputs()[:1], LENGTH, axis=0)
+  diagonal = jnp.eye(LENGTH)[:, :, None]
+  outputs, _ = quick_jit(default_layer())(x + diagonal, default_layer().init_state(LENGTH))
+  change = jnp.abs(outputs - jnp.repeat(whole()[0][:1], LENGTH, axis=0)).max(-1)
+  before = jnp.tril(jnp.ones((LENGTH, LENGTH)), -1)
+  assert float(jnp.max(change * before)) < 1e-6
+  assert float(jnp.min(jnp.diagonal(change))) > 1e-3
+
+
+def test_layer_keeps_sequences_apart():
+  outputs, _ = call()(inputs().at[1].add(1.0), default_layer().init_state(BATCH))
+  np.testing.assert_array_equal(outputs[0], whole()[0][0])
+
+
+@pytest.mark.parametrize('size', ['chunk_size', 'projection_chunk_size'])
+def test_layer_surprise_of_later_chunks_depends_on_the_first(size):
+  """At given keys and values, through what the first chunk wrote."""
+  layer = default_layer()
+  change = inputs().at[:, 1].add(1.0)
+
+  def errors(x):
+    _, state = call()(x, layer.init_state(BATCH))
+    periodic = {'chunk_size': state.memory, 'projection_chunk_size': state.roles}[size]
+    weights = memories.weights_of(periodic.held)
+    probes = jnp.ones((*weights['w2'].shape[:-2], 3, DIM // HEADS)) / 2
+    memory = memories.Memory(layer.config.network, layer.config.rule)
+    return jax.tree.leaves(memories.surprise(memory, weights, probes, -probes)[1])
+
+  for before, after in zip(errors(inputs()), errors(change), strict=True):
+    assert np.abs(before - after).max(axis=(-1, -2)).min() > 1e-5
+
+
+# ----- what it reduces to
+
+
+def test_layer_without_role_matrices_has_static_projections():
+  """With W1 = 0, roles are the projections until their first update, while the memory learns."""
+  layer, static = make_layer(), make_layer(adaptive=())
+  layer.role_weights['w1'][...] = 0 * layer.role_weights['w1'][...]
+  params = nnx.state(layer)
+  got = outputs_with()(params)
+  del params['role_weights']
+  nnx.update(static, params)
+  expected = quick_jit(functools.partial(fresh, static))(inputs())
+  np.testing.assert_allclose(got[:, :PROJECTION], expected[:, :PROJECTION], atol=1e-5)
+  assert float(jnp.abs(got - expected)[:, PROJECTION:].max()) > 1e-4
+
+
+def test_layer_that_never_updates_is_a_projection_of_its_queries():
+  """W1 = 0, rates at 0 and retention at 1: o = norm(q) gated and projected, without any memory."""
+  layer = make_layer()
+  for weights in (layer.role_weights, layer.memory_weights):
+    weights['w1'][...] = 0 * weights['w1'][...]
+  layer.gate_weights[...] = 0 * layer.gate_weights[...]
+  layer.gate_biases[...] = jnp.array([[-90.0], [90.0]]) * jnp.ones((1, HEADS))
+  x = np.stack([reference.convolved(layer.conv.kernel[...], x) for x in inputs()])
+  projected = (x @ layer.projection.kernel[...]).reshape(BATCH, LENGTH, len(ROLES) + 1, DIM)
+  queries = projected[:, :, ROLES.index('q')].reshape(BATCH, LENGTH, HEADS, -1)
+  queries = queries / jnp.sqrt(jnp.sum(queries**2, axis=-1, keepdims=True) + 1e-6)
+  size = jnp.sqrt(jnp.mean(queries**2, axis=-1, keepdims=True) + 1e-6)
+  out = (queries / size * layer.output_scale[...].reshape(1, 1, 1, -1)).reshape(x.shape)
+  expected = (out * jax.nn.silu(projected[:, :, -1])) @ layer.output.kernel[...]
+  np.testing.assert_allclose(outputs_with()(nnx.state(layer)), expected, atol=1e-5)
+
+
+# ----- errors
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'num_heads': 3}, '`model_dim` must be a multiple of `num_heads`, got 8 and 3'),
+    ({'num_heads': 0}, '`num_heads` must be an integer of at least 1, got 0'),
+    ({'memory_hidden': 0}, '`memory_hidden` must be an integer of at least 1, got 0'),
+    ({'chunk_size': 0}, '`chunk_size` must be an integer of at least 1, got 0'),
+    (
+      {'projection_chunk_size': 0},
+      '`projection_chunk_size` must be an integer of at least 1 token',
+    ),
+    (
+      {'projection_chunk_size': 6},
+      '`projection_chunk_size` must be a multiple of `chunk_size`, got 6 and 4',
+    ),
+    ({'conv_width': 0}, '`conv_width` must be an integer of at least 1, got 0'),
+    ({'rate_gate': 'tanh'}, r"`rate_gate` must be one of \['exponential', 'sigmoid'\], got 'tanh'"),
+    ({'adaptive': ('k', 'o')}, "`adaptive` must be one of .*'k', 'q', 'v'.*, got 'o'"),
+    ({'reads': 'last'}, r"`reads` must be one of \['chunk', 'token'\], got 'last'"),
+  ],
+  ids=lambda value: next(iter(value.items()))[0] if isinstance(value, dict) else '',
+)
+def test_config_names_a_wrong_argument(options, message):
+  sizes = {
+    'model_dim': DIM,
+    'num_heads': HEADS,
+    'memory_hidden': HIDDEN,
+    'chunk_size': CHUNK,
+    'projection_chunk_size': PROJECTION,
+  }
+  with pytest.raises(ValueError, match=message):
+    SelfModifyingConfig(**(sizes | options))

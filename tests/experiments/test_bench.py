@@ -1,0 +1,101 @@
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiments import provenance
+from experiments.benchmarks import memory, models, nest, sections, timing
+from tests.memories.problems import assert_close
+
+RECORD = provenance.record('a test', '1 x cpu')
+
+
+@functools.cache
+def rows_of(name):
+  return sections.measure(name, smoke=True)
+
+
+def column(name, field):
+  return [row[field] for row in rows_of(name)]
+
+
+def test_nest_has_every_form_at_every_number_of_levels():
+  forms = ['nest', 'flat', 'flat remat']
+  assert column('nest', 'form') == 2 * forms
+  assert column('nest', 'levels') == 3 * [1] + 3 * [2]
+
+
+@pytest.mark.parametrize('num_levels', [1, 2])
+def test_flat_computes_what_nest_does(num_levels):
+  args = nest.problem(nest.SMOKE, num_levels)
+  losses = nest.losses(nest.SMOKE, num_levels)
+  nested, *others = (jax.jit(jax.value_and_grad(loss))(*args) for loss in losses.values())
+  for other in others:
+    assert_close(other, nested, 1e-5)
+
+
+def test_memory_has_both_forms_of_both_passes():
+  assert column('memory', 'form') == 2 * ['chunk-parallel', 'token by token']
+  assert column('memory', 'pass') == 2 * ['forward'] + 2 * ['forward + backward']
+
+
+def test_token_by_token_computes_what_the_layer_does():
+  args = memory.problem(memory.SMOKE)
+  parallel, serial = (jax.jit(form)(*args) for form in memory.forms(memory.SMOKE).values())
+  assert_close(parallel, serial, 1e-5)
+
+
+@pytest.mark.parametrize('name', ['nest', 'memory'])
+def test_measurements_are_positive(name):
+  assert min(column(name, 'ms') + column(name, 'compile_seconds')) > 0
+
+
+def test_decode_has_both_models():
+  assert column('decode', 'model') == ['HOPE', 'Transformer++']
+  assert column('decode', 'relative_speed')[-1] == 1
+
+
+def test_models_are_hope_in_all_its_gradients_and_the_transformer():
+  names = list(models.variants('tiny'))
+  assert names[:3] == ['HOPE', 'HOPE, first', 'HOPE, detached']
+  assert names[3:] == ['HOPE, no in-context levels', 'Transformer++']
+
+
+def test_models_are_compared_to_the_transformer():
+  assert column('models', 'model') == ['HOPE, no in-context levels', 'Transformer++']
+  assert column('models', 'relative_speed')[-1] == 1
+
+
+def test_medians_take_turns_after_a_warm_one():
+  order = []
+  calls = [functools.partial(order.append, name) for name in 'ab']
+  assert len(timing.medians(calls, repeats=2)) == 2
+  assert order == list('ababab')
+
+
+def test_written_section_replaces_its_former_self_only(tmp_path):
+  path = tmp_path / 'results' / 'bench.json'
+  for name, value in (('memory', 1), ('nest', 2), ('memory', 3)):
+    sections.write(path, name, [{'section': name, 'ms': value}], RECORD)
+  result = json.loads(path.read_text())
+  assert [(row['section'], row['ms']) for row in result['rows']] == [('nest', 2), ('memory', 3)]
+  assert {'command', 'versions', 'hardware', 'commit'} <= set(result)
+  assert set(result['sections']) == {'nest', 'memory'}
+
+
+@pytest.mark.parametrize('module', ['bench', 'results'])
+def test_help_does_not_wait_for_jax(module):
+  code = f"import sys, experiments.{module}; print('jax' in sys.modules, 'nlx' in sys.modules)"
+  command = [sys.executable, '-c', code]
+  result = subprocess.run(command, cwd=provenance.ROOT, capture_output=True, text=True)
+  assert result.stdout.split() == ['False', 'False']
+
+
+def test_unknown_section_is_an_error():
+  command = [sys.executable, '-m', 'experiments.bench', '--only=nests']
+  result = subprocess.run(command, cwd=provenance.ROOT, capture_output=True, text=True)
+  assert result.returncode != 0
+  assert '--only takes some of nest, memory, models, decode' in result.stdout + result.stderr

@@ -1,0 +1,87 @@
+"""Small models of every family, tokens for them, and compiled ways to read."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nlx import models
+from tests.compiling import quick_jit
+
+VOCAB, BATCH, LENGTH, MAX_LENGTH = 32, 2, 45, 64
+SIZES = {'vocab_size': VOCAB, 'model_dim': 16, 'num_layers': 2, 'num_heads': 2}
+MEMORIES = {'chunk_size': 4, 'projection_chunk_size': 8, 'memory_hidden': 8}
+
+# A block that never learns between blocks that learn fast and slowly.
+HOPE = models.hope(**SIZES, **MEMORIES, cms_periods=(8, 0, 16), cms_hidden=12, cms_rate=0.5)
+CONFIGS = {
+  'hope': HOPE,
+  'hope-static': models.hope(**SIZES, **MEMORIES, cms_periods=(0,)),
+  'hope-attention': dataclasses.replace(HOPE, mixer='attention'),
+  'transformer': models.transformer(**SIZES),
+}
+ONE_LAYER = dataclasses.replace(HOPE, num_layers=1, cms_periods=(8, 16))
+
+
+@functools.cache
+def make(config):
+  """A model at its initialisation."""
+
+  def create():
+    return models.create(config, rngs=nnx.Rngs(0))
+
+  graph = nnx.graphdef(nnx.eval_shape(create))
+  return nnx.merge(graph, quick_jit(lambda: nnx.state(create()))())
+
+
+def model(name):
+  return make(CONFIGS[name])
+
+
+def split(config):
+  """The graph of a model and a copy of its parameters."""
+  graph, params = nnx.split(make(config))
+  return graph, jax.tree.map(lambda x: x, params)
+
+
+def tokens(batch_size=BATCH, length=LENGTH, seed=1):
+  return jax.random.randint(jax.random.key(seed), (batch_size, length), 0, VOCAB)
+
+
+def texts(batch_size=BATCH, length=LENGTH):
+  """Tokens, targets, and a mask of all targets but the last, which is not known."""
+  read = tokens(batch_size, length)
+  mask = jnp.ones(read.shape).at[:, -1].set(0)
+  return read, jnp.roll(read, -1, axis=1), mask
+
+
+@functools.cache
+def call(config):
+  """The compiled model, `(tokens, state) -> (logits, state)`."""
+  return quick_jit(make(config))
+
+
+@functools.cache
+def fresh(config, batch_size=BATCH):
+  """The state before the first token."""
+  model = make(config)
+  return quick_jit(lambda: model.init_state(batch_size, MAX_LENGTH))()
+
+
+@functools.cache
+def one_pass(config):
+  """Logits and state after all tokens in one call."""
+  return call(config)(tokens(), fresh(config))
+
+
+def read(config, read, pieces, state=None):
+  """Logits and state after reading tokens in pieces of some lengths, in one call each."""
+  state = fresh(config, read.shape[0]) if state is None else state
+  begin, logits = 0, []
+  for size in pieces:
+    out, state = call(config)(read[:, begin : begin + size], state)
+    logits.append(out)
+    begin += size
+  return jnp.concatenate(logits, axis=1), state

@@ -1,0 +1,139 @@
+"""Reading in pieces: the same logits and the same learning as in one pass."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlx import models
+from tests.compiling import quick_jit
+from tests.models import problems
+
+LENGTH, LONG, SHORT = 50, 45, 5
+# From boundaries of base chunks of 8, from beside them and from far; over none, one and many.
+CUTS = {
+  'long': (LONG, SHORT),
+  'long_from_inside_a_chunk': (SHORT, LONG),
+  'short': (SHORT,) * 10,
+  'up_to_boundaries': (SHORT, 1, 1, 1, SHORT, SHORT, 1, SHORT, 1, 1, 1, *(SHORT,) * 4, 1, 1, 1),
+  'beside_boundaries': (1, 1, SHORT, 1, 1, SHORT, SHORT, 1, *(SHORT,) * 6),
+  'token_by_token': (1,) * LENGTH,
+}
+every_model = pytest.mark.parametrize('config', problems.CONFIGS.values(), ids=problems.CONFIGS)
+learning = pytest.mark.parametrize('name', ['hope', 'hope-attention'])
+
+
+def tokens():
+  return problems.tokens(length=LENGTH)
+
+
+@functools.cache
+def pieces(config, cut):
+  """Logits, and the state after all tokens."""
+  return problems.read(config, tokens(), CUTS[cut])
+
+
+@functools.cache
+def whole(config):
+  """What `model.run`, which training uses, makes of whole sequences: losses and logits."""
+  model = problems.make(config)
+
+  def run(*text):
+    result = model.run(*text, lambda fast, carry, logits: logits)
+    logits = jnp.moveaxis(result.outputs, 0, 1)
+    logits = logits.reshape(problems.BATCH, -1, problems.VOCAB)[:, :LENGTH]
+    return jnp.sum(result.loss, axis=0), logits
+
+  return quick_jit(run)(*problems.texts(length=LENGTH))
+
+
+def assert_levels_close(got, expected):
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), got.levels, expected.levels
+  )
+
+
+@every_model
+@pytest.mark.parametrize('cut', CUTS)
+def test_stream_in_any_pieces_has_the_logits_of_training(config, cut):
+  """At a length that no chunk divides; nothing differs between training and evaluation."""
+  np.testing.assert_allclose(pieces(config, cut)[0], whole(config)[1], rtol=0, atol=1e-5)
+
+
+@every_model
+@pytest.mark.parametrize('cut', [cut for cut in CUTS if cut != 'long'])
+def test_stream_in_any_pieces_learns_the_same(config, cut):
+  assert_levels_close(pieces(config, cut)[1], pieces(config, 'long')[1])
+
+
+@every_model
+def test_stream_has_the_loss_of_training(config):
+  _, targets, mask = problems.texts(length=LENGTH)
+  losses = models.token_losses(pieces(config, 'long')[0], targets)
+  np.testing.assert_allclose(whole(config)[0], jnp.sum(losses * mask, axis=1), rtol=1e-5)
+
+
+@every_model
+@pytest.mark.parametrize('length', [1, SHORT, LONG])
+def test_stream_keeps_structure_shapes_and_dtypes(config, length):
+  first = problems.fresh(config)
+  _, state = problems.read(config, tokens(), (length,))
+  abstract = lambda tree: jax.eval_shape(lambda: tree)  # noqa: E731
+  assert abstract(state) == abstract(first)
+
+
+@learning
+def test_stream_goes_on_from_a_state_that_was_saved(name):
+  config = problems.CONFIGS[name]
+  _, state = problems.read(config, tokens(), (SHORT,))
+  leaves, treedef = jax.tree.flatten(state)
+  saved = [np.asarray(leaf) for leaf in leaves]
+  rest, _ = problems.read(config, tokens()[:, SHORT:], (LONG,), jax.tree.unflatten(treedef, saved))
+  np.testing.assert_allclose(rest, whole(config)[1][:, SHORT:], rtol=0, atol=1e-5)
+
+
+@learning
+@pytest.mark.parametrize('length', [8, 9])
+def test_stream_learns_from_a_chunk_when_the_token_after_it_arrives(name, length):
+  config = problems.CONFIGS[name]
+  first = problems.fresh(config)
+  _, state = problems.read(config, tokens(), (1,) * length)
+  moved = [
+    float(jnp.abs(now - then).max())
+    for now, then in zip(
+      jax.tree.leaves(state.levels[0].held), jax.tree.leaves(first.levels[0].held), strict=True
+    )
+  ]
+  assert min(moved) > 1e-5 if length == 9 else max(moved) == 0
+
+
+@learning
+def test_stream_counts_the_tokens_of_each_unfinished_period(name):
+  """After 45 tokens, 5 chunks of 8 are learned from: 40 = 5 * 8 = 2 * 16 + 8."""
+  _, state = problems.read(problems.CONFIGS[name], tokens(), (LONG,))
+  assert [int(level.count) for level in state.levels] == [0, 8]
+  assert int(state.phase) == 5
+
+
+def test_stream_state_of_a_memory_does_not_depend_on_a_length():
+  model = problems.model('hope')
+  sizes = [jax.eval_shape(lambda n=n: model.init_state(1, n)) for n in (None, 8, 1000)]
+  assert sizes[0] == sizes[1] == sizes[2]
+
+
+@pytest.mark.parametrize('name', ['transformer', 'hope-attention'])
+def test_stream_of_attention_needs_a_length(name):
+  with pytest.raises(ValueError, match='`max_length` must be given'):
+    problems.model(name).init_state(1)
+
+
+@pytest.mark.parametrize('name', ['transformer', 'hope-attention'])
+def test_stream_of_attention_fills_its_whole_length(name):
+  """With room for exactly the tokens that are read."""
+  config = problems.CONFIGS[name]
+  model = problems.make(config)
+  state = quick_jit(lambda: model.init_state(problems.BATCH, LENGTH))()
+  logits, _ = problems.read(config, tokens(), CUTS['up_to_boundaries'], state)
+  np.testing.assert_allclose(logits, whole(config)[1], rtol=0, atol=1e-5)
