@@ -51,7 +51,7 @@ RULE = {'name': 'dgd', 'momentum': True, 'retention': True, 'literal': False}
 # Steps, sequences per step, tokens per sequence, peak learning rate, warm-up steps.
 RUNS = {
   'smoke': (4, 2, 64, 3e-3, 1),
-  'tiny': (360, 4, 512, 4e-3, 30),
+  'tiny': (500, 2, 512, 8e-3, 30),
   '340m': (28_610, 128, 4096, 1e-3, 1000),
   '760m': (57_220, 128, 4096, 7e-4, 1000),
   '1b': (190_735, 128, 4096, 5e-4, 2000),
@@ -106,6 +106,11 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     'top_k': config_dict.placeholder(int),
   }
   config.mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'cpu_devices': 0}  # 0 CPU devices: as found.
+  if arg == 'transformer-tiny':
+    # As many parameters as hope-tiny.
+    config.model.update(num_layers=4, mlp_hidden=416)
+  if size == 'tiny':
+    config.training.update(eval_every=250, checkpoint_every=25)
   if size == 'smoke':
     config.data.max_bytes = 20_000
     config.training.update(log_every=1, eval_every=2, checkpoint_every=2)

@@ -24,6 +24,8 @@ def unit_lower_inverse(strict: jax.Array) -> jax.Array:
     [..., C, C], unit lower triangular.
   """
   size = strict.shape[-1]
+  if size == 1:
+    return jnp.ones_like(strict)
   padded = _LEAF
   while padded < size:
     padded *= 2

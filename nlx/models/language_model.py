@@ -129,22 +129,22 @@ class LanguageModel(nnx.Module):
 
   def _through(self, tokens, fast, carry, mix):
     """All blocks. The first mixer depends on no fast weight: no inner gradient passes it."""
-    mixer, mixers = nnx.split(self.blocks.mixer)
-    cms, memories = nnx.split(self.blocks.cms)
+    mixer, mixer_params = nnx.split(self.blocks.mixer)
+    cms, cms_params = nnx.split(self.blocks.cms)
 
-    def between(x, inputs):
-      memory, fast, params, state = inputs
-      x = nnx.merge(cms, memory)(x, fast)
-      return mix(nnx.merge(mixer, params), x, state)
+    def cms_then_next_mixer(x, inputs):
+      cms_params, fast, mixer_params, state = inputs
+      x = nnx.merge(cms, cms_params)(x, fast)
+      return mix(nnx.merge(mixer, mixer_params), x, state)
 
     x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
-    x, first = mix(nnx.merge(mixer, _layer(mixers, 0)), x, carry.first)
+    x, first = mix(nnx.merge(mixer, _layer(mixer_params, 0)), x, carry.first)
     rest = carry.rest
     if self.config.num_layers > 1:
-      up_to_last = jax.tree.map(lambda x: x[:-1], (memories, fast))
-      from_second = jax.tree.map(lambda x: x[1:], mixers)
-      x, rest = core.scan_chunks(between, x, (*up_to_last, from_second, rest))
-    x = nnx.merge(cms, _layer(memories, -1))(x, _layer(fast, -1))
+      up_to_last = jax.tree.map(lambda x: x[:-1], (cms_params, fast))
+      from_second = jax.tree.map(lambda x: x[1:], mixer_params)
+      x, rest = core.scan_chunks(cms_then_next_mixer, x, (*up_to_last, from_second, rest))
+    x = nnx.merge(cms, _layer(cms_params, -1))(x, _layer(fast, -1))
     logits = self.head(self.norm(x))
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return logits, Carry(first, rest)

@@ -64,8 +64,8 @@ def losses(model, tokens, targets, mask, first=False, detached=False):
 
   ends = size * (1 + jnp.arange(tokens.shape[0] // size))
   chunks = tuple(x.reshape(-1, size) for x in (tokens, targets, mask))
-  zeros = jax.tree.map(jnp.zeros_like, initial)
-  live = (initial, zeros, [jnp.zeros(())] * len(initial), model.init_carry(1))
+  zeros, carry = jax.tree.map(jnp.zeros_like, initial), model.init_carry(1, tokens.shape[0])
+  live = (initial, zeros, [jnp.zeros(())] * len(initial), carry)
   return jax.lax.scan(one_chunk, live, (ends, *chunks))[1]
 
 
