@@ -1,0 +1,150 @@
+"""4096 tokens: no memory grows without bound, none dies, whatever the chunk size."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nlx import memories
+from nlx.memories.modules import unit_norm
+from nlx.memories.self_modifying import SelfModifying, SelfModifyingConfig
+from tests.compiling import quick_jit
+
+LENGTH, EVERY, DIM, HEADS, HIDDEN, SYMBOLS = 4096, 256, 16, 2, 16, 32
+CHUNKS = (1, 16, 64, 256)
+# Two symbols, so that keys repeat all the time, or many.
+STREAMS = ('two_symbols', 'random_tokens')
+every_chunk = pytest.mark.parametrize('chunk_size', CHUNKS)
+every_stream = pytest.mark.parametrize('stream', range(len(STREAMS)), ids=STREAMS)
+
+
+def streams():
+  """Vectors of the symbols of both streams [2, T, D]."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  vectors = jax.random.normal(keys[0], (SYMBOLS, DIM))
+  two = jax.random.randint(keys[1], (LENGTH,), 0, 2)
+  many = jax.random.randint(keys[2], (LENGTH,), 0, SYMBOLS)
+  return vectors[jnp.stack([two, many])]
+
+
+def norms(state):
+  """Of both matrices of every memory of a level: {name: [B, H, ...]}."""
+  weights = memories.weights_of(state.held)
+  return {name: jnp.linalg.norm(w, axis=(-1, -2)) for name, w in weights.items()}
+
+
+@functools.cache
+def trajectory(chunk_size, horizon=None):
+  """Norms of all memories every 256 tokens [n, B, H, ...], both streams, at initialisation.
+
+  Args:
+    chunk_size: Of all memories.
+    horizon: Tokens that untrained retention keeps, 1 / (1 - alpha); the layer's own if None.
+  """
+  config = SelfModifyingConfig(DIM, HEADS, HIDDEN, chunk_size, chunk_size)
+  graph = nnx.graphdef(nnx.eval_shape(lambda: SelfModifying(config, rngs=nnx.Rngs(0))))
+  params = quick_jit(lambda: nnx.state(SelfModifying(config, rngs=nnx.Rngs(0))))()
+  if horizon is not None:
+    params['gate_biases'][...] = params['gate_biases'][...].at[1].set(jnp.log(horizon))
+
+  def run(params, x):
+    layer = nnx.merge(graph, params)
+
+    def piece(state, x):
+      _, state = layer(x, state)
+      return state, (norms(state.memory), norms(state.roles))
+
+    pieces = jnp.moveaxis(x.reshape(len(STREAMS), -1, EVERY, DIM), 1, 0)
+    return jax.lax.scan(piece, layer.init_state(len(STREAMS)), pieces)[1]
+
+  return quick_jit(run)(params, streams())
+
+
+@every_chunk
+@every_stream
+def test_memories_stay_bounded(chunk_size, stream):
+  """They begin with norms of about 2."""
+  for norm in jax.tree.leaves(trajectory(chunk_size)):
+    assert norm[:, stream].max() < 8
+
+
+@pytest.mark.xfail(
+  strict=True, reason='Heads whose untrained retention is short forget both matrices for good.'
+)
+@every_chunk
+def test_memories_stay_alive(chunk_size):
+  for norm in jax.tree.leaves(trajectory(chunk_size)):
+    assert norm.min() > 0.1
+
+
+@every_chunk
+@every_stream
+def test_memories_that_retain_256_tokens_stay_alive(chunk_size, stream):
+  for norm in jax.tree.leaves(trajectory(chunk_size, horizon=256)):
+    assert norm[:, stream].min() > 0.1
+
+
+# ----- the rules: what is read back at keys that repeat
+
+
+@functools.cache
+def largest_answers(rule, chunk_size):
+  """The largest |M(k)| after the first 64 tokens [rates, retentions, momenta, seeds]."""
+  network, width = memories.mlp(2 * DIM), DIM
+  layer = memories.layer(
+    network, rule, chunk_size, target=lambda w, v: unit_norm(memories.apply(network, w, v))
+  )
+
+  def run(rate, retention, momentum, seed):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    symbols = jax.random.randint(keys[0], (LENGTH,), 0, 2)
+    inputs, values = unit_norm(jax.random.normal(keys[1], (2, 2, width)))[:, symbols]
+    gates = (jnp.full(LENGTH, x) for x in (rate, jnp.log(retention), jnp.log(momentum)))
+    weights = memories.init_weights(network, keys[2], width, width, scale=0.5)
+    tokens = memories.Tokens(inputs, values, memories.Gates(*gates))
+    answers, _ = layer.unroll(layer.level.init(weights), tokens, inputs)
+    sizes = jnp.linalg.norm(answers[64:], axis=-1)
+    return jnp.max(jnp.where(jnp.isfinite(sizes), sizes, jnp.inf))
+
+  grid = jnp.meshgrid(
+    jnp.array([0.1, 0.5, 1.0]),
+    jnp.array([0.999, 1.0]),
+    jnp.array([0.5, 0.73, 0.9, 0.98]),
+    jnp.arange(2),
+    indexing='ij',
+  )
+  largest = quick_jit(jax.vmap(run))(*(x.ravel() for x in grid))
+  return np.asarray(largest).reshape(grid[0].shape)
+
+
+@pytest.mark.parametrize('chunk_size', [1, 16])
+@pytest.mark.parametrize('momentum', [False, True])
+def test_answers_stay_bounded_at_every_rate_retention_and_momentum(momentum, chunk_size):
+  """Of targets of unit norm."""
+  assert largest_answers(memories.dgd(momentum=momentum), chunk_size).max() < 1.2
+
+
+@pytest.mark.parametrize('chunk_size', [64, 256])
+def test_answers_stay_bounded_in_long_chunks_without_momentum(chunk_size):
+  assert largest_answers(memories.dgd(), chunk_size).max() < 10
+
+
+@pytest.mark.xfail(strict=True, reason='Momentum lets long chunks diverge where gates are open.')
+@pytest.mark.parametrize('chunk_size', [64, 256])
+def test_answers_stay_bounded_in_long_chunks_with_momentum(chunk_size):
+  assert largest_answers(memories.dgd(momentum=True), chunk_size).max() < 10
+
+
+@pytest.mark.parametrize('chunk_size', [16, 64])
+def test_answers_of_the_printed_rule_diverge(chunk_size):
+  """What the default rule's three departures are for."""
+  assert largest_answers(memories.dgd(momentum=True, literal=True), chunk_size).max() > 1e6
+
+
+@pytest.mark.parametrize('chunk_size', [16, 64])
+def test_answers_of_plain_gradient_descent_diverge(chunk_size):
+  """What the decay of delta gradient descent is for."""
+  assert largest_answers(memories.gradient(), chunk_size).max() > 1e3

@@ -1,0 +1,104 @@
+"""Configurations: what they derive, and what they refuse."""
+
+import pytest
+from flax import nnx
+
+from nlx import models
+from tests.models import problems
+
+HOPE = {**problems.SIZES, **problems.MEMORIES, 'cms_periods': (8, 16)}
+
+
+def test_hope_has_the_width_of_the_model_in_its_blocks():
+  assert models.hope(**HOPE).cms_hidden == HOPE['model_dim']
+
+
+def test_hope_takes_a_width_of_its_blocks():
+  assert models.hope(**HOPE, cms_hidden=40).cms_hidden == 40
+
+
+@pytest.mark.parametrize(('model_dim', 'hidden'), [(16, 64), (48, 128), (96, 256), (100, 288)])
+def test_transformer_hidden_width_is_eight_thirds_in_multiples_of_32(model_dim, hidden):
+  sizes = {**problems.SIZES, 'model_dim': model_dim}
+  assert models.transformer(**sizes).cms_hidden == hidden
+
+
+def test_transformer_is_attention_and_one_block_that_never_learns_in_context():
+  config = models.transformer(**problems.SIZES)
+  assert (config.mixer, config.cms_periods, config.in_context_periods) == ('attention', (0,), ())
+
+
+def test_config_leaves_out_blocks_that_never_learn():
+  config = models.hope(**HOPE | {'cms_periods': (0, 8, 0, 16)})
+  assert config.in_context_periods == (8, 16)
+
+
+@pytest.mark.parametrize(
+  ('name', 'chunk'), [('hope', 8), ('hope-static', 8), ('hope-attention', 8), ('transformer', 1)]
+)
+def test_config_base_chunk_is_that_of_the_fastest_boundary_of_the_network(name, chunk):
+  assert problems.CONFIGS[name].base_chunk == chunk
+
+
+def test_config_is_hashable_and_equal_by_value():
+  assert len({models.hope(**HOPE), models.hope(**HOPE), models.hope(**HOPE, meta='first')}) == 2
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'vocab_size': 0}, '`vocab_size` must be an integer of at least 1, got 0'),
+    ({'model_dim': -8}, '`model_dim` must be an integer of at least 1, got -8'),
+    ({'num_layers': 0}, '`num_layers` must be an integer of at least 1, got 0'),
+    ({'num_layers': 1.5}, '`num_layers` must be an integer of at least 1, got 1.5'),
+    ({'num_heads': 3}, '`model_dim` must be a multiple of `num_heads`, got 16 and 3'),
+    ({'cms_hidden': -1}, '`cms_hidden` must be an integer of at least 1, got -1'),
+    ({'cms_periods': ()}, r'`cms_periods` must name at least one block, .* got \(\)'),
+    ({'cms_periods': (8, -16)}, r'`cms_periods` must .* 0 or more tokens, got \(8, -16\)'),
+    (
+      {'cms_periods': (16, 24)},
+      r'`cms_periods\[1\]` must be a multiple of `cms_periods\[0\]`, got 24 and 16',
+    ),
+    (
+      {'cms_periods': (0, 16, 8)},
+      r'`cms_periods\[2\]` must be a multiple of `cms_periods\[1\]`, got 8 and 16',
+    ),
+    (
+      {'cms_periods': (12,)},
+      r'`cms_periods\[0\]` must be a multiple of `projection_chunk_size`, got 12 and 8',
+    ),
+    (
+      {'projection_chunk_size': 6},
+      '`projection_chunk_size` must be a multiple of `chunk_size`, got 6 and 4',
+    ),
+    ({'chunk_size': 0}, '`chunk_size` must be an integer of at least 1, got 0'),
+    ({'memory_hidden': 0}, '`memory_hidden` must be an integer of at least 1, got 0'),
+    ({'meta': 'second'}, r"`meta` must be one of \['detached', 'first', 'full'\], got 'second'"),
+    ({'rate_gate': 'relu'}, "`rate_gate` must be one of .*'sigmoid'.*, got 'relu'"),
+    ({'reads': 'late'}, r"`reads` must be one of \['chunk', 'token'\], got 'late'"),
+    ({'adaptive': ('k', 'beta')}, "`adaptive` must be one of .*'eta'.*, got 'beta'"),
+  ],
+  ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
+)
+def test_config_names_a_wrong_argument(options, message):
+  with pytest.raises(ValueError, match=message):
+    models.hope(**HOPE | options)
+
+
+def test_config_names_an_unknown_mixer():
+  with pytest.raises(ValueError, match="`mixer` must be one of .*'self_modifying'.*, got 'conv'"):
+    models.LanguageModelConfig(
+      name='x', mixer='conv', cms_periods=(0,), cms_hidden=8, **problems.SIZES
+    )
+
+
+def test_config_of_attention_has_no_projection_chunk_to_divide():
+  options = {**HOPE, 'cms_periods': (12, 24), 'cms_hidden': 8}
+  config = models.LanguageModelConfig(name='x', mixer='attention', **options)
+  assert config.base_chunk == 12
+
+
+def test_create_names_heads_that_do_not_divide_in_attention():
+  config = models.transformer(**problems.SIZES | {'num_heads': 3})
+  with pytest.raises(ValueError, match='`model_dim` must be a multiple of `num_heads`'):
+    nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
