@@ -70,12 +70,6 @@ def fresh(config, batch_size=BATCH):
   return quick_jit(lambda: model.init_state(batch_size, MAX_LENGTH))()
 
 
-@functools.cache
-def one_pass(config):
-  """Logits and state after all tokens in one call."""
-  return call(config)(tokens(), fresh(config))
-
-
 def read(config, read, pieces, state=None):
   """Logits and state after reading tokens in pieces of some lengths, in one call each."""
   state = fresh(config, read.shape[0]) if state is None else state
