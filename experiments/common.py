@@ -80,8 +80,13 @@ def diagnosis(graph: nnx.GraphDef) -> Callable[[Any, training.step.Batch], dict[
   """Returns the sizes of a model's states, (params, batch) -> {level: [num_chunks]}."""
 
   @jax.jit
-  def diagnose(params, batch):
+  def measure(params, batch):
     return nnx.merge(graph, params).diagnose(batch['tokens'], batch['targets'], batch['mask'])
+
+  def diagnose(params, batch):
+    sizes = measure(params, batch)  # A jitted function returns a dict in the order of its keys.
+    infos = nnx.merge(graph, params).level_infos()
+    return {info.name: sizes[info.name] for info in infos}
 
   return diagnose
 

@@ -15,7 +15,7 @@ L     layers
 ====  =====================================================
 """
 
-from nlx.core.checks import check_choice, check_divides, check_positive
+from nlx.core.checks import check_above_zero, check_choice, check_divides, check_positive
 from nlx.core.products import matmul
 from nlx.core.scan import join_time, scan_chunks, split_time
 from nlx.core.trees import (
@@ -30,6 +30,7 @@ from nlx.core.trees import (
 )
 
 __all__ = [
+  'check_above_zero',
   'check_choice',
   'check_divides',
   'check_positive',

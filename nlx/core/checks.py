@@ -10,6 +10,12 @@ def check_positive(name: str, value: int, unit: str = '') -> None:
     raise ValueError(f'`{name}` must be an integer of {at_least}, got {value!r}.')
 
 
+def check_above_zero(name: str, value: float) -> None:
+  """Raises ValueError unless `value` is a finite number above 0."""
+  if not 0 < value < float('inf'):
+    raise ValueError(f'`{name}` must be a finite number above 0, got {value!r}.')
+
+
 def check_divides(small_name: str, small: int, large_name: str, large: int) -> None:
   """Raises ValueError unless `large` is a multiple of `small`."""
   if large % small:

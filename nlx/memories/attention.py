@@ -61,7 +61,8 @@ class Attention(nnx.Module):
 
     Args:
       x: Inputs.
-      state: A cache with room for T more tokens, or None.
+      state: A cache with room for T more tokens, or None. A cache that overflows returns NaN: what
+        it lost cannot be read any more, and under `jit` no error can be raised.
       num_valid: How many of the T tokens the new state keeps; all if None.
 
     Returns:
@@ -83,6 +84,7 @@ class Attention(nnx.Module):
       mask = _seen(x, keys, start)
       past, kept = keys.astype(queries.dtype), values.astype(queries.dtype)
       out = jax.nn.dot_product_attention(queries, past, kept, mask=mask)
+      out = jnp.where(start + x.shape[1] <= keys.shape[1], out, jnp.nan)
       length = start + (x.shape[1] if num_valid is None else num_valid)
       state = AttentionState(keys, values, length)
     return self.output(out.reshape(x.shape)), state

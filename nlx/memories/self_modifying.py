@@ -69,6 +69,8 @@ class SelfModifyingConfig:
     core.check_choice('rate_gate', self.rate_gate, RATE_GATES)
     for role in self.adaptive:
       core.check_choice('adaptive', role, ROLES)
+    if len(set(self.adaptive)) < len(self.adaptive):
+      raise ValueError(f'`adaptive` must name each role once, got {self.adaptive!r}.')
 
   @property
   def head_dim(self) -> int:
@@ -282,6 +284,10 @@ def _for_roles(tokens: Tokens) -> Tokens:
 
 
 def _initial_gate_biases(heads: int) -> jax.Array:
-  """[2, H]: rates of sigmoid(0), retentions whose horizons are spread from 16 to 1024 tokens."""
-  horizons = jnp.logspace(4, 10, heads, base=2.0)
+  """[2, H]: rates of sigmoid(0), retentions whose horizons are spread from 256 to 4096 tokens.
+
+  A residual memory both of whose matrices have decayed to zero has no gradient and stays there; an
+  untrained gate must not bring it so far.
+  """
+  horizons = jnp.logspace(8, 12, heads, base=2.0)
   return jnp.stack([jnp.zeros((heads,)), jnp.log(horizons)])

@@ -77,6 +77,8 @@ class LanguageModelConfig:
     core.check_choice('meta', self.meta, META_GRADIENTS)
     for name in ('vocab_size', 'model_dim', 'num_layers', 'num_heads', 'cms_hidden'):
       core.check_positive(name, getattr(self, name))
+    for name in ('cms_rate', 'cms_max_norm'):
+      core.check_above_zero(name, getattr(self, name))
     if not self.cms_periods or any(period < 0 for period in self.cms_periods):
       raise ValueError(
         f'`cms_periods` must name at least one block, each of 0 or more tokens, '
@@ -86,6 +88,8 @@ class LanguageModelConfig:
 
   def _check_periods(self):
     periods = self.in_context_periods
+    if len(set(periods)) < len(periods):
+      raise ValueError(f'`cms_periods` must differ unless 0, got {self.cms_periods}.')
     names = [f'cms_periods[{self.cms_periods.index(period)}]' for period in periods]
     if self.mixer == 'self_modifying':
       periods = (self.self_modifying.projection_chunk_size, *periods)

@@ -293,8 +293,9 @@ class LanguageModel(nnx.Module):
     """
     if max_length is None and self.config.mixer == 'attention':
       raise ValueError('`max_length` must be given: attention keeps every token that it has read.')
-    slack = self.config.base_chunk if max_length is not None else 0
-    return streaming.init_stream(self, batch_size, max_length and max_length + slack)
+    if max_length is not None and self.config.base_chunk > 1:
+      max_length += self.config.base_chunk  # The last chunk is padded.
+    return streaming.init_stream(self, batch_size, max_length)
 
   def __call__(self, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
     """Reads on from `state`, learning from every base chunk as it is completed.
@@ -309,6 +310,7 @@ class LanguageModel(nnx.Module):
       Logits [B, T, vocab_size] for the token after each, and the new state.
     """
     chex.assert_rank(tokens, 2)
+    tokens = tokens.astype(jnp.int32)
     if self.config.base_chunk == 1:
       return streaming.read_aligned(self, tokens, state)
     if tokens.shape[1] == 1:
