@@ -180,5 +180,3 @@ def _shift_gate(gate):
   if gate is None:
     return None
   return jnp.concatenate([jnp.ones_like(gate[..., :1]), gate[..., :-1]], axis=-1)
-
-

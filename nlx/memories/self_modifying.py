@@ -169,9 +169,7 @@ class SelfModifying(nnx.Module):
     roles = memories.level(
       Memory(config.network, config.rule, l2(), target), config.projection_chunk_size
     )
-    main = layer(
-      config.network, config.rule, config.chunk_size, target=target, reads=config.reads
-    )
+    main = layer(config.network, config.rule, config.chunk_size, target=target, reads=config.reads)
     return roles, main
 
   def __call__(

@@ -211,5 +211,3 @@ def transformer(
     cms_hidden=mlp_hidden or -(-8 * model_dim // 96) * 32,
     **options,
   )
-
-

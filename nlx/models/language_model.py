@@ -81,9 +81,7 @@ class LanguageModel(nnx.Module):
   def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
     self.config = config
     shape = (config.vocab_size, config.model_dim)
-    self.embedding = nnx.Param(
-      0.5 * jax.random.normal(rngs.params(), shape, config.param_dtype)
-    )
+    self.embedding = nnx.Param(0.5 * jax.random.normal(rngs.params(), shape, config.param_dtype))
 
     @nnx.split_rngs(splits=config.num_layers)
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -246,7 +244,6 @@ class LanguageModel(nnx.Module):
     """
     result = self.run(tokens, targets, mask, lambda fast, carry, logits: ())
     return jnp.sum(result.loss), jnp.sum(result.count)
-
 
   def diagnose(
     self, tokens: jax.Array, targets: jax.Array, mask: jax.Array
