@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import pytest
 
 from experiments import common
@@ -36,7 +37,7 @@ def test_folder_of_another_run_is_an_error(tmp_path, section, key, value, messag
 
 def test_folder_of_another_model_is_an_error(tmp_path):
   common.write_config(lm.get_config('hope-tiny'), tmp_path)
-  with pytest.raises(ValueError, match='holds another run: `model.chunk_size` was 32'):
+  with pytest.raises(ValueError, match='holds another run: `model.chunk_size` was 16'):
     common.write_config(lm.get_config('transformer-tiny'), tmp_path)
 
 
@@ -50,3 +51,11 @@ def test_unknown_model_family_is_an_error():
   config.model.family = 'lstm'
   with pytest.raises(ValueError, match="`model.family` must be one of .*, got 'lstm'"):
     common.create(config)
+
+
+def test_diagnosis_keeps_the_order_of_the_levels():
+  language = common.create(lm.get_config('hope-smoke'))
+  tokens = jnp.zeros((1, 64), jnp.int32)
+  batch = {'tokens': tokens, 'targets': tokens, 'mask': jnp.ones((1, 64))}
+  sizes = common.diagnosis(language.graph)(language.params, batch)
+  assert list(sizes) == [info.name for info in language.model.level_infos()]

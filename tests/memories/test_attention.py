@@ -154,3 +154,13 @@ def test_attention_names_heads_that_do_not_divide():
 def test_attention_names_heads_of_odd_width():
   with pytest.raises(ValueError, match=r'`head_dim` must be a multiple of `2 \(rotary pairs\)`'):
     Attention(6, 2, rngs=nnx.Rngs(0))
+
+
+def test_attention_cache_that_overflows_returns_nan():
+  state = layer().init_state(BATCH, LENGTH - 1)
+  out, _ = call()(inputs(), layer().init_state(BATCH, LENGTH))
+  assert jnp.isfinite(out).all()
+  first, state = call()(inputs()[:, :6], state)
+  out, _ = call()(inputs()[:, 6:], state)
+  assert jnp.isfinite(first).all()
+  assert jnp.isnan(out).all()

@@ -53,6 +53,10 @@ def test_config_is_hashable_and_equal_by_value():
     ({'num_layers': 1.5}, '`num_layers` must be an integer of at least 1, got 1.5'),
     ({'num_heads': 3}, '`model_dim` must be a multiple of `num_heads`, got 16 and 3'),
     ({'cms_hidden': -1}, '`cms_hidden` must be an integer of at least 1, got -1'),
+    ({'cms_rate': -1.0}, '`cms_rate` must be a finite number above 0, got -1.0'),
+    ({'cms_max_norm': 0}, '`cms_max_norm` must be a finite number above 0, got 0'),
+    ({'cms_periods': (8, 8)}, r'`cms_periods` must differ unless 0, got \(8, 8\)'),
+    ({'adaptive': ('k', 'k')}, '`adaptive` must name each role once'),
     ({'cms_periods': ()}, r'`cms_periods` must name at least one block, .* got \(\)'),
     ({'cms_periods': (8, -16)}, r'`cms_periods` must .* 0 or more tokens, got \(8, -16\)'),
     (
