@@ -3,6 +3,8 @@
 import jax
 
 OPTIONS = {'xla_backend_optimization_level': '0'}
+if jax.__version_info__ < (0, 11):
+  OPTIONS['xla_cpu_use_fusion_emitters'] = False  # Later versions have no such option.
 
 
 def quick_jit(function, **kwargs):
