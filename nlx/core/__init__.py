@@ -23,8 +23,6 @@ from nlx.core.trees import (
   select,
   squared_norm,
   tree_add,
-  tree_cast,
-  tree_scale,
   tree_size,
   tree_zeros_like,
 )
@@ -42,8 +40,6 @@ __all__ = [
   'split_time',
   'squared_norm',
   'tree_add',
-  'tree_cast',
-  'tree_scale',
   'tree_size',
   'tree_zeros_like',
 ]

@@ -13,23 +13,9 @@ def tree_add(a: Tree, b: Tree) -> Tree:
   return jax.tree.map(lambda x, y: x + jnp.asarray(y, x.dtype), a, b)
 
 
-def tree_scale(scale: jax.Array | float, tree: Tree) -> Tree:
-  """Every leaf times one scalar."""
-  return jax.tree.map(lambda x: scale * x, tree)
-
-
 def tree_zeros_like(tree: Tree) -> Tree:
   """Zeros of the same structure, shapes and dtypes."""
   return jax.tree.map(jnp.zeros_like, tree)
-
-
-def tree_cast(tree: Tree, dtype: jnp.dtype) -> Tree:
-  """Every floating-point leaf in `dtype`; other leaves as they are."""
-
-  def cast(x):
-    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-  return jax.tree.map(cast, tree)
 
 
 def tree_size(tree: object) -> int:

@@ -15,12 +15,6 @@ def test_tree_add_keeps_the_dtypes_of_the_first():
   np.testing.assert_array_equal(total['a'].astype(jnp.float32), [1.5, 1.5])
 
 
-def test_tree_scale_multiplies_every_leaf():
-  scaled = core.tree_scale(2.0, TREE)
-  np.testing.assert_array_equal(scaled['a'], [6.0, 0.0])
-  np.testing.assert_array_equal(scaled['b'][0], [[8.0]])
-
-
 def test_tree_zeros_like_keeps_structure_shapes_and_dtypes():
   tree = {**TREE, 'c': jnp.ones(3, jnp.int8)}
   zeros = core.tree_zeros_like(tree)
@@ -28,11 +22,6 @@ def test_tree_zeros_like_keeps_structure_shapes_and_dtypes():
     lambda x: (x.shape, x.dtype), tree
   )
   assert not any(x.any() for x in jax.tree.leaves(zeros))
-
-
-def test_tree_cast_leaves_integers_alone():
-  cast = core.tree_cast({'x': jnp.ones(2), 'n': jnp.ones(2, jnp.int32)}, jnp.bfloat16)
-  assert (cast['x'].dtype, cast['n'].dtype) == (jnp.bfloat16, jnp.int32)
 
 
 def test_tree_size_counts_elements():
