@@ -13,7 +13,6 @@ def scan_chunks(
   xs: Any,
   *,
   remat: bool = False,
-  unroll: int = 1,
 ) -> tuple[Any, Any]:
   """`jax.lax.scan`, rematerialised on request, that calls the body directly for a single step.
 
@@ -25,7 +24,6 @@ def scan_chunks(
     carry: The first carry.
     xs: A pytree with a common leading axis, at least 1 long.
     remat: Whether the backward pass recomputes each step from its carry.
-    unroll: Steps per iteration of the compiled loop.
 
   Returns:
     The last carry, and the outputs stacked along a leading axis.
@@ -35,7 +33,7 @@ def scan_chunks(
   if length == 1:
     carry, y = body(carry, jax.tree.map(lambda x: x[0], xs))
     return carry, jax.tree.map(lambda y: jnp.asarray(y)[None], y)
-  return jax.lax.scan(body, carry, xs, unroll=unroll)
+  return jax.lax.scan(body, carry, xs)
 
 
 def split_time(x: jax.Array, size: int, axis: int) -> jax.Array:

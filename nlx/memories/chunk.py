@@ -47,7 +47,7 @@ def gate_factors(rule: Rule, gates: Gates) -> Factors:
     log_kept, kept_between = _running_products(gates.log_retention, lower)
     kept = jnp.exp(log_kept)
   else:
-    kept, kept_between = None, lower
+    kept, kept_between = None, jnp.broadcast_to(lower, gates.rate.shape + (size,))
   if not rule.momentum:
     return Factors(kept, kept_between, None)
   log_momentum, momentum_between = _running_products(gates.log_momentum, lower)

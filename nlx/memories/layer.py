@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from nlx import core
 from nlx.levels import PeriodicLevel, PeriodicState
+from nlx.memories.chunk import gate_factors
 from nlx.memories.memory import Memory, Tokens, absorb, level, read, weights_of
 from nlx.memories.networks import Network, Weights, apply
 from nlx.memories.objectives import Objective, l2
@@ -40,7 +41,7 @@ def layer(
   objective: Objective | None = None,
   target: Callable[[Weights, jax.Array], jax.Array] | None = None,
   reads: str = 'token',
-  remat: bool = False,
+  remat: bool = True,
 ) -> Layer:
   """Makes a memory layer.
 
@@ -52,7 +53,8 @@ def layer(
     target: What a value is turned into before it is written, see `Memory`; nothing if not given.
     reads: 'token', each query is answered by the weights after its own token, or 'chunk', by those
       of the chunk's start (Eq. 90 as printed).
-    remat: Whether the backward pass recomputes each chunk.
+    remat: Whether the backward pass recomputes each chunk from its start, which takes less memory
+      and, on CPUs, less time than keeping what it needs.
 
   Returns:
     The layer.
@@ -79,8 +81,8 @@ def layer(
   memory = Memory(network, rule, objective or l2(), target or (lambda weights, values: values))
   periodic_level = level(memory, chunk_size)
 
-  def write(state, tokens, queries, ticks):
-    live, solved = absorb(memory, state.gathered, state.held, tokens)
+  def write(state, tokens, queries, factors, ticks):
+    live, solved = absorb(memory, state.gathered, state.held, tokens, factors)
     if reads == 'token':
       outputs = read(memory, solved, queries)
     else:
@@ -91,28 +93,33 @@ def layer(
     return jax.lax.cond(state.count >= chunk_size, periodic_level.flush, lambda state: state, state)
 
   def step(state, tokens, queries, num_valid=None):
-    tokens, ticks = _only_valid(tokens, 0, num_valid)
-    outputs, state = write(state, tokens, queries, ticks)
+    tokens = _masked(tokens, num_valid)
+    factors = gate_factors(rule, tokens.gates)
+    ticks = _ticks(0, queries.shape[-2], num_valid)
+    outputs, state = write(state, tokens, queries, factors, ticks)
     return outputs, flush_if_due(state)
 
   def unroll(state, tokens, queries, num_valid=None):
     def one_chunk(state, chunk):
-      begin, tokens, queries = chunk
-      tokens, ticks = _only_valid(tokens, begin, num_valid)
-      outputs, state = write(state, tokens, queries, ticks)
+      begin, tokens, queries, factors = chunk
+      ticks = _ticks(begin, chunk_size, num_valid)
+      outputs, state = write(state, tokens, queries, factors, ticks)
       return periodic_level.flush(state) if num_valid is None else flush_if_due(state), outputs
 
-    whole = queries.shape[-2] // chunk_size * chunk_size
+    tokens = _masked(tokens, num_valid)
+    length = queries.shape[-2]
+    whole = length // chunk_size * chunk_size
     pieces = []
     if whole:
       chunks = _map_time(lambda x, axis: _split(x, whole, chunk_size, axis), tokens, queries)
+      factors = gate_factors(rule, chunks[0].gates)  # Of all chunks at once.
       begins = jnp.arange(0, whole, chunk_size)
-      state, outputs = core.scan_chunks(one_chunk, state, (begins, *chunks), remat=remat)
+      state, outputs = core.scan_chunks(one_chunk, state, (begins, *chunks, factors), remat=remat)
       pieces.append(core.join_time(outputs, axis=-2))
-    if whole < queries.shape[-2]:
-      rest = _map_time(lambda x, axis: _from(x, whole, axis), tokens, queries)
-      tokens, ticks = _only_valid(rest[0], whole, num_valid)
-      outputs, state = write(state, tokens, rest[1], ticks)
+    if whole < length:
+      tokens, queries = _map_time(lambda x, axis: _from(x, whole, axis), tokens, queries)
+      ticks = _ticks(whole, length - whole, num_valid)
+      outputs, state = write(state, tokens, queries, gate_factors(rule, tokens.gates), ticks)
       pieces.append(outputs)
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-2), state
 
@@ -134,10 +141,14 @@ def _from(x, begin, axis):
   return jax.lax.slice_in_dim(x, begin, None, axis=axis)
 
 
-def _only_valid(tokens, begin, num_valid):
-  """Tokens of which those at `begin + i >= num_valid` leave no trace, and how many are left."""
-  size = tokens.keys.shape[-2]
+def _masked(tokens, num_valid):
+  """Tokens of which those from `num_valid` on leave no trace."""
   if num_valid is None:
-    return tokens, size
-  valid = begin + jnp.arange(size) < num_valid
-  return tokens._replace(gates=mask_gates(tokens.gates, valid)), jnp.sum(valid, dtype=jnp.int32)
+    return tokens
+  valid = jnp.arange(tokens.keys.shape[-2]) < num_valid
+  return tokens._replace(gates=mask_gates(tokens.gates, valid))
+
+
+def _ticks(begin, size, num_valid):
+  """How many of `size` tokens from `begin` on count."""
+  return size if num_valid is None else jnp.clip(num_valid - begin, 0, size).astype(jnp.int32)

@@ -102,7 +102,11 @@ def _linear_outputs(network, weights, keys):
 
 
 def absorb(
-  memory: Memory, live: MemoryState, held: MemoryState, tokens: Tokens
+  memory: Memory,
+  live: MemoryState,
+  held: MemoryState,
+  tokens: Tokens,
+  factors: chunks.Factors | None = None,
 ) -> tuple[MemoryState, dict[str, chunks.MatrixChunk]]:
   """Writes tokens of one chunk, all at once.
 
@@ -111,12 +115,14 @@ def absorb(
     live: The state before these tokens.
     held: The state at the chunk's start, where errors are taken.
     tokens: One token or more, none beyond the chunk's end.
+    factors: `gate_factors(memory.rule, tokens.gates)`; computed here if not given.
 
   Returns:
     The live state after the tokens, and the solved chunk of every matrix, for `read`.
   """
   inputs, errors = surprise(memory, weights_of(held), tokens.keys, tokens.values)
-  factors = chunks.gate_factors(memory.rule, tokens.gates)
+  if factors is None:
+    factors = chunks.gate_factors(memory.rule, tokens.gates)
   solved = {
     name: chunks.matrix_chunk(
       memory.rule, factors, tokens.gates, live[name], inputs[name], errors[name]
