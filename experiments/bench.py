@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments import provenance, tables
 from experiments.benchmarks import sections
+from experiments.reporting import provenance, tables
 
 _NAMES = ', '.join(sections.SECTIONS)
 _ONLY = flags.DEFINE_list('only', list(sections.SECTIONS), f'Some of {_NAMES}.')

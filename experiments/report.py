@@ -8,7 +8,8 @@ import jax
 import ml_collections
 from matplotlib.figure import Figure
 
-from experiments import common, provenance
+from experiments import common
+from experiments.reporting import provenance
 from nlx import levels, training
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments import provenance, results_page, results_runs
+from experiments.reporting import page, provenance, runs
 
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to train with.')
 _REPORT_ONLY = flags.DEFINE_bool('report_only', False, 'Train nothing; write RESULTS.md.')
@@ -25,22 +25,21 @@ flags.register_validator(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Trains what is missing, writes language_model.json and RESULTS.md."""
+  """Trains what is missing, writes language_model.json, learning_rates.json and RESULTS.md."""
   if len(argv) > 1:
     raise app.UsageError(f'Unknown arguments: {argv[1:]}')
   if _FOLDER.value and not _SMOKE.value:
     raise app.UsageError('--folder is for --smoke.')
-  size, runs, results = 'tiny', provenance.ROOT / 'runs' / 'results', provenance.RESULTS
+  size, root, results = 'tiny', provenance.ROOT / 'runs' / 'results', provenance.RESULTS
   if _SMOKE.value:
     folder = pathlib.Path(_FOLDER.value or tempfile.mkdtemp(prefix='nlx-results-'))
-    size, runs, results = 'smoke', folder / 'runs', folder / 'results'
+    size, root, results = 'smoke', folder / 'runs', folder / 'results'
   if not _REPORT_ONLY.value:
-    for seed in map(int, _SEEDS.value):
-      for model in results_runs.MODELS:
-        results_runs.train(f'{model}-{size}', seed, runs)
-    results_runs.write(size, runs, results / 'language_model.json')
-  page = results_page.write(results, provenance.RESULTS / 'notes.md')
-  print(f'Wrote {page}.')
+    seeds = [int(seed) for seed in _SEEDS.value]
+    for run in [*runs.with_seeds(size, seeds), *runs.with_rates(size)]:
+      runs.train(run, root)
+    runs.write(size, seeds, root, results)
+  print(f'Wrote {page.write(results, provenance.RESULTS / "notes.md")}.')
 
 
 if __name__ == '__main__':

@@ -6,8 +6,8 @@ import sys
 import jax
 import pytest
 
-from experiments import provenance
 from experiments.benchmarks import memory, models, nest, sections, timing
+from experiments.reporting import provenance
 from tests.memories.problems import assert_close
 
 RECORD = provenance.record('a test', '1 x cpu')

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from experiments import provenance, results_page, results_runs, tables
+from experiments.reporting import page, provenance, runs, tables
 from tests.experiments.test_train import call
 
 NOTES = provenance.RESULTS / 'notes.md'
@@ -25,7 +25,12 @@ def language_models(folder):
 def test_smoke_has_a_row_for_each_model(folder):
   rows = language_models(folder)['rows']
   assert [row['model'] for row in rows] == ['hope-smoke', 'transformer-smoke']
-  assert {name for row in rows for name in row} == {'model', 'seed', *results_runs.FIELDS}
+  assert {name for row in rows for name in row} == {'model', 'seed', *runs.FIELDS}
+
+
+def test_smoke_has_a_row_for_each_learning_rate(folder):
+  rows = json.loads((folder / 'results' / 'learning_rates.json').read_text())['rows']
+  assert [row['learning_rate'] for row in rows] == 2 * list(runs.RATES['smoke'])
 
 
 def test_results_file_says_where_it_comes_from(folder):
@@ -35,18 +40,18 @@ def test_results_file_says_where_it_comes_from(folder):
 def test_finished_run_is_not_repeated(folder):
   summary = folder / 'runs' / 'hope-smoke-seed0' / 'summary.json'
   before = summary.stat().st_mtime_ns
-  results_runs.train('hope-smoke', 0, folder / 'runs')
+  runs.train(runs.Run('hope-smoke', 0), folder / 'runs')
   assert summary.stat().st_mtime_ns == before
 
 
 def test_finished_run_of_another_configuration_is_an_error(folder, tmp_path):
   shutil.copytree(folder / 'runs' / 'hope-smoke-seed0', tmp_path / 'hope-smoke-seed1')
   with pytest.raises(ValueError, match='was made with another `seed`'):
-    results_runs.train('hope-smoke', 1, tmp_path)
+    runs.train(runs.Run('hope-smoke', 1), tmp_path)
 
 
 def test_report_is_the_same_again(folder):
-  assert (folder / 'RESULTS.md').read_text() == results_page.page(folder / 'results', NOTES)
+  assert (folder / 'RESULTS.md').read_text() == page.page(folder / 'results', NOTES)
 
 
 def test_report_has_the_notes_and_the_numbers(folder):
@@ -57,8 +62,8 @@ def test_report_has_the_notes_and_the_numbers(folder):
 
 
 def test_committed_report_is_that_of_the_committed_results():
-  page = provenance.RESULTS.parent / 'RESULTS.md'
-  assert page.read_text() == results_page.page(provenance.RESULTS, NOTES), (
+  committed = provenance.RESULTS.parent / 'RESULTS.md'
+  assert committed.read_text() == page.page(provenance.RESULTS, NOTES), (
     'run `python -m experiments.results --report_only`'
   )
 

@@ -7,7 +7,7 @@ import subprocess
 from importlib import metadata
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'experiments' / 'results'
 _CODE = ('nlx', 'experiments', ':!experiments/results', ':!experiments/RESULTS.md')
 

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import tables
+from experiments.reporting import tables
 
 _HEAD = """# Results
 

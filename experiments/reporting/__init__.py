@@ -1,0 +1,1 @@
+"""How numbers become pages: provenance, tables, the runs that are reported, RESULTS.md."""
