@@ -12,7 +12,7 @@ from nlx.memories.memory import (
   weights_of,
 )
 from nlx.memories.networks import Network, apply, init_weights, matrix, mlp
-from nlx.memories.objectives import Objective, dot_product, l2
+from nlx.memories.objectives import Objective, dot_product, huber, l2
 from nlx.memories.rules import Gates, Rule, dgd, gradient, log_gate, mask_gates
 from nlx.memories.triangular import unit_lower_inverse
 
@@ -29,6 +29,7 @@ __all__ = [
   'dgd',
   'dot_product',
   'gradient',
+  'huber',
   'init_state',
   'init_weights',
   'l2',

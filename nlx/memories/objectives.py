@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from nlx import core
 
 
 class Objective(NamedTuple):
@@ -35,3 +38,33 @@ def dot_product() -> Objective:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 64.
   """
   return Objective('dot product', lambda prediction, target: -target)
+
+
+def huber(threshold: float = 1.0) -> Objective:
+  """1/2 ||e||^2 of the error e = M(k) - v up to a norm of `threshold`, linear in the norm beyond.
+
+  A memory of several matrices writes errors that were taken at the start of its chunk; where gates
+  are fully open, long chunks let them feed each other until answers diverge. Bounded errors do not.
+  Ours: the norm is that of the whole error, so that its direction is kept.
+
+  Args:
+    threshold: Where the loss becomes linear; values of unit norm suggest 1.
+
+  Returns:
+    The objective.
+
+  Raises:
+    ValueError: If `threshold` is not above 0.
+
+  References:
+    Behrouz et al., Miras, arXiv 2504.13173, Sec. 5.
+  """
+  core.check_above_zero('threshold', threshold)
+
+  def error(prediction, target):
+    difference = prediction - target
+    squared = jnp.sum(jnp.square(difference), axis=-1, keepdims=True)
+    # Never below the threshold, so that the root is differentiable at an error of zero.
+    return difference * threshold * jax.lax.rsqrt(jnp.maximum(squared, threshold**2))
+
+  return Objective('Huber', error)

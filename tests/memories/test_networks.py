@@ -79,6 +79,8 @@ def test_init_weights_have_the_dtype_asked_for():
   [
     (memories.l2(), lambda y, v: 0.5 * jnp.sum((y - v) ** 2)),
     (memories.dot_product(), lambda y, v: -jnp.sum(y * v)),
+    (memories.huber(9.0), lambda y, v: 0.5 * jnp.sum((y - v) ** 2)),
+    (memories.huber(0.5), lambda y, v: 0.5 * jnp.linalg.norm(y - v) - 0.125),
   ],
   ids=lambda x: getattr(x, 'name', ''),
 )
@@ -87,3 +89,14 @@ def test_objective_error_is_the_gradient_of_its_loss(objective, loss):
   np.testing.assert_allclose(
     objective.error(prediction, target), jax.grad(loss)(prediction, target), rtol=1e-6
   )
+
+
+def test_huber_has_finite_derivatives_at_an_error_of_zero():
+  slope = jax.jacobian(memories.huber().error)(jnp.ones(3), jnp.ones(3))
+  np.testing.assert_allclose(slope, jnp.eye(3), atol=1e-6)
+
+
+@pytest.mark.parametrize('threshold', [0, -1.0])
+def test_huber_refuses_a_threshold_that_is_not_above_zero(threshold):
+  with pytest.raises(ValueError, match='threshold'):
+    memories.huber(threshold)
