@@ -22,6 +22,7 @@ __all__ = [
   'levels',
   'memories',
   'models',
+  'optim',
   'parallel',
   'training',
 ]

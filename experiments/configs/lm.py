@@ -57,6 +57,24 @@ RUNS = {
   '1b': (190_735, 128, 4096, 5e-4, 2000),
 }
 
+# Options of the optimizers by name; `--config.optimizer.name=m3 --config.optimizer.m3.decay=0.9`.
+_ADAMW = {'b1': 0.9, 'b2': 0.95}
+OPTIONS = {
+  'adamw': _ADAMW,
+  'ademamix': {'b1': 0.9, 'b2': 0.95, 'b3': 0.999, 'alpha': 5.0},
+  'deep_momentum': {'hidden': 64, 'decay': 0.9, 'adamw': _ADAMW},
+  'delta_momentum': {'decay': 0.9, 'delta': 1e-2, 'adamw': _ADAMW},
+  'generalized_gradient_descent': {'inner_steps': 1},
+  'higher_order_momentum': {'decay': 0.9},
+  'learned_preconditioner': {'decay': 0.9, 'rate': 1e-2},
+  'm3': {'slow_period': 16, 'decay': 0.95, 'slow_decay': 0.9, 'slow_weight': 0.5, 'adamw': _ADAMW},
+  'momentum': {'decay': 0.9},
+  # Steps per update of the parameters whose path has the text.
+  'multi_rate': {'periods': {'cms': 4}, 'options': _ADAMW},
+  'muon': {'decay': 0.95, 'nesterov': True, 'adamw': _ADAMW},
+  'preconditioned_momentum': {'decay': 0.9},
+}
+
 
 def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
   """Returns the configuration that `arg`, MODEL-SIZE, names."""
@@ -89,7 +107,7 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     'floor': 0.1,  # Of the peak learning rate, at the end.
     'weight_decay': 0.1,
     'clip_norm': 1.0,
-    'adamw': {'b1': 0.9, 'b2': 0.95},  # Options of the optimizer of this name.
+    **OPTIONS,
   }
   config.training = {
     'steps': steps,

@@ -122,11 +122,19 @@ def _row(run: Run, runs: pathlib.Path, fields: Iterable[str]) -> dict[str, Any]:
 
 def _check_current(run: Run, workdir: pathlib.Path) -> None:
   """Raises if a finished run is not what the configuration now says."""
-  now = json.loads(json.dumps(run.config.to_dict()))
-  then = json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))['config']
+  now = _effective(json.loads(json.dumps(run.config.to_dict())))
+  then = _effective(json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))['config'])
   changed = [key for key in _FIXED if then[key] != now[key]]
   if changed:
     raise ValueError(
       f'the finished run in {workdir} was made with another `{changed[0]}` than '
       f'{CONFIGS}:{run.name} has now: move it away to train anew.'
     )
+
+
+def _effective(config: dict[str, Any]) -> dict[str, Any]:
+  """A configuration without the options of optimizers that it does not name."""
+  optimizer = config['optimizer']
+  others = [key for key, value in optimizer.items() if isinstance(value, dict)]
+  others = [key for key in others if key != optimizer['name']]
+  return {**config, 'optimizer': {k: v for k, v in optimizer.items() if k not in others}}

@@ -1,5 +1,7 @@
 """Optimizers by name: a schedule, clipping and weight decay on matrices only."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -7,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+
+from nlx import optim
 
 Params = Any
 
@@ -74,6 +78,18 @@ def matrices(params: Params, stacked: Collection[str] = ()) -> Params:
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
   'adamw': optax.adamw,
+  'ademamix': optax.contrib.ademamix,
+  'deep_momentum': optim.deep_momentum,
+  'delta_gradient_descent': optim.delta_gradient_descent,
+  'delta_momentum': optim.delta_momentum,
+  'generalized_gradient_descent': optim.generalized_gradient_descent,
+  'higher_order_momentum': optim.higher_order_momentum,
+  'learned_preconditioner': optim.learned_preconditioner,
+  'm3': optim.m3,
+  'momentum': optim.momentum,
+  'multi_rate': optim.multi_rate,
+  'muon': optim.muon,
+  'preconditioned_momentum': optim.preconditioned_momentum,
 }
 
 
@@ -93,7 +109,9 @@ def optimizer(
       options of their own.
     learning_rate: Constant or schedule by step.
     weight_decay: Fraction of a weight removed per step, in units of the learning rate.
-    decay_mask: Says which parameters decay; by default those with at least two axes.
+    decay_mask: Says which parameters are matrices: these decay, and the rules of `nlx.optim` that
+      are for matrices act on those of them that are no embedding, head or convolution. By default
+      all with at least two axes.
     clip_norm: Largest global norm of a gradient; None leaves gradients as they are.
     **options: For the named optimizer, as `b1` and `b2` of AdamW.
 
@@ -109,8 +127,20 @@ def optimizer(
     raise ValueError(f'`weight_decay` must not be negative, got {weight_decay}.')
   if clip_norm is not None and clip_norm <= 0:
     raise ValueError(f'`clip_norm` must be positive or None, got {clip_norm}.')
-  inner = OPTIMIZERS[name](
+  factory = OPTIMIZERS[name]
+  if 'labels' in inspect.signature(factory).parameters:
+    options['labels'] = functools.partial(_labels, decay_mask)
+  inner = factory(
     learning_rate=learning_rate, weight_decay=weight_decay, mask=decay_mask, **options
   )
   clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
   return optax.chain(clip, inner)
+
+
+def _labels(is_matrix, params):
+  """'matrix' for what both the mask and `nlx.optim.matrix_labels` take for one."""
+  return jax.tree.map(
+    lambda label, decays: label if decays else optim.OTHER,
+    optim.matrix_labels(params),
+    is_matrix(params),
+  )

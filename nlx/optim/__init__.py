@@ -1,0 +1,114 @@
+"""Deep optimizers: memories of gradients, as optax transformations.
+
+Every optimizer has two forms, as in optax: `scale_by_x` turns gradients into a direction, for your
+own chains, and `x` steps against it.
+"""
+
+from nlx.optim.assembly import MATRIX, OTHER, matrix_labels, scale_by_shape
+from nlx.optim.deep_momentum import (
+  ScaleByDeepMomentumState,
+  deep_momentum,
+  scale_by_deep_momentum,
+)
+from nlx.optim.delta_gradient_descent import (
+  Captured,
+  ScaleByDeltaGradientDescentState,
+  capture,
+  delta_gradient_descent,
+  dense,
+  scale_by_delta_gradient_descent,
+)
+from nlx.optim.delta_momentum import (
+  ScaleByDeltaMomentumState,
+  delta_momentum,
+  scale_by_delta_momentum,
+)
+from nlx.optim.generalized_gradient_descent import (
+  ScaleByGeneralizedGradientDescentState,
+  generalized_gradient_descent,
+  scale_by_generalized_gradient_descent,
+)
+from nlx.optim.higher_order_momentum import (
+  higher_order_momentum,
+  polynomial,
+  scale_by_higher_order_momentum,
+)
+from nlx.optim.inverse_root import inverse_root
+from nlx.optim.learned_preconditioner import (
+  learned_preconditioner,
+  scale_by_learned_preconditioner,
+)
+from nlx.optim.m3 import ScaleByM3State, SlowMemory, m3, scale_by_m3
+from nlx.optim.momentum import ScaleByMomentumState, momentum, scale_by_momentum
+from nlx.optim.multi_rate import EveryState, every, multi_rate, scale_by_multi_rate
+from nlx.optim.muon import muon
+from nlx.optim.newton_schulz import CUBIC, QUINTIC, inner_loop, minimax, newton_schulz
+from nlx.optim.preconditioned_momentum import (
+  ScaleByPreconditionedMomentumState,
+  preconditioned_momentum,
+  scale_by_preconditioned_momentum,
+)
+from nlx.optim.preconditioners import (
+  Preconditioner,
+  diagonal,
+  from_function,
+  full_matrix,
+  identity,
+  kronecker,
+  learned,
+)
+
+__all__ = [
+  'CUBIC',
+  'MATRIX',
+  'OTHER',
+  'QUINTIC',
+  'Captured',
+  'EveryState',
+  'Preconditioner',
+  'ScaleByDeepMomentumState',
+  'ScaleByDeltaGradientDescentState',
+  'ScaleByDeltaMomentumState',
+  'ScaleByGeneralizedGradientDescentState',
+  'ScaleByM3State',
+  'ScaleByMomentumState',
+  'ScaleByPreconditionedMomentumState',
+  'SlowMemory',
+  'capture',
+  'deep_momentum',
+  'delta_gradient_descent',
+  'delta_momentum',
+  'dense',
+  'diagonal',
+  'every',
+  'from_function',
+  'full_matrix',
+  'generalized_gradient_descent',
+  'higher_order_momentum',
+  'identity',
+  'inner_loop',
+  'inverse_root',
+  'kronecker',
+  'learned',
+  'learned_preconditioner',
+  'm3',
+  'matrix_labels',
+  'minimax',
+  'momentum',
+  'multi_rate',
+  'muon',
+  'newton_schulz',
+  'polynomial',
+  'preconditioned_momentum',
+  'scale_by_deep_momentum',
+  'scale_by_delta_gradient_descent',
+  'scale_by_delta_momentum',
+  'scale_by_generalized_gradient_descent',
+  'scale_by_higher_order_momentum',
+  'scale_by_learned_preconditioner',
+  'scale_by_m3',
+  'scale_by_momentum',
+  'scale_by_multi_rate',
+  'scale_by_preconditioned_momentum',
+  'scale_by_shape',
+]

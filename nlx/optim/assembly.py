@@ -1,0 +1,103 @@
+"""From a direction to an optimizer: learning rate, weight decay, and who gets which rule."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlx.optim.leaves import Params, as_matrix
+
+MATRIX, OTHER = 'matrix', 'other'
+Labels = Callable[[Params], Any]
+
+
+def descend(
+  scale: optax.GradientTransformation,
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float = 0.0,
+  mask: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Steps against a direction, with decoupled weight decay.
+
+  Args:
+    scale: What turns gradients into a direction.
+    learning_rate: Constant or schedule.
+    weight_decay: Fraction of a weight removed per step, in units of the learning rate.
+    mask: Says which parameters decay, as in `optax.adamw`.
+
+  Returns:
+    An optax transformation.
+  """
+  return optax.chain(
+    scale,
+    optax.add_decayed_weights(weight_decay, mask),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def matrix_labels(params: Params) -> Any:
+  """Says which leaves a matrix rule acts on: 'matrix', or 'other' for AdamW.
+
+  A leaf is a matrix if it has two axes or more and its path names no embedding, head, norm, scale,
+  bias or convolution. Axes before the last two are a batch of matrices. Trees that are named
+  otherwise need a function of their own.
+  """
+  others = ('embed', 'head', 'norm', 'scale', 'bias', 'conv')
+
+  def label(path, leaf):
+    name = jax.tree_util.keystr(path).lower()
+    named_other = any(word in name for word in others)
+    return OTHER if leaf.ndim < 2 or named_other else MATRIX
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+def scale_by_shape(factor: float = 0.2) -> optax.GradientTransformation:
+  """Multiplies matrices of singular values 1 so that their entries are as large as AdamW's steps.
+
+  Args:
+    factor: The root mean square of the entries; matrices [..., M, N] are multiplied by it times
+      sqrt(max(M, N)).
+
+  References:
+    Liu et al., Muon is scalable for LLM training, arXiv 2502.16982.
+  """
+
+  def scale(update):
+    return update * jnp.asarray(factor * max(as_matrix(update).shape[-2:]) ** 0.5, update.dtype)
+
+  return optax.stateless(lambda updates, params: jax.tree.map(scale, updates))
+
+
+def by_kind(
+  scale: optax.GradientTransformation,
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  weight_decay: float = 0.0,
+  mask: Any = None,
+  labels: Labels | None = None,
+  adamw: Mapping[str, Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """A matrix rule for matrices, and AdamW at the same learning rate for everything else.
+
+  Args:
+    scale: What turns gradients of matrices into a direction.
+    learning_rate: Constant or schedule, for both.
+    weight_decay: Fraction of a weight removed per step, in units of the learning rate.
+    mask: A function that says which parameters decay, as in `optax.adamw`.
+    labels: From params to a tree of 'matrix' and 'other'; `matrix_labels` if not given.
+    adamw: Options of `optax.adamw`, such as b1 and b2, or its own `learning_rate`.
+
+  Returns:
+    An optax transformation.
+  """
+  other = {'learning_rate': learning_rate, 'weight_decay': weight_decay, 'mask': mask}
+  return optax.partition(
+    {
+      MATRIX: descend(scale, learning_rate, weight_decay, mask),
+      OTHER: optax.adamw(**{**other, **(adamw or {})}),
+    },
+    labels or matrix_labels,
+  )

@@ -1,0 +1,71 @@
+"""What every optimizer of this package does to the leaves of a tree."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Updates = Any
+Params = Any
+
+
+def transformation(
+  init: Callable[[Params], Any],
+  update: Callable[[Updates, Any, Params | None], tuple[Updates, Any]],
+) -> optax.GradientTransformationExtraArgs:
+  """An optax transformation that swallows the extra arguments that are meant for others."""
+
+  def update_with_extra_args(updates, state, params=None, **extra_args):
+    del extra_args
+    return update(updates, state, params)
+
+  return optax.GradientTransformationExtraArgs(init, update_with_extra_args)
+
+
+def in_float32(x: jax.Array) -> jax.Array:
+  """`x` in at least float32, in which all fast state is kept."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def zeros(params: Params) -> Params:
+  """A memory of zeros for every leaf, in at least float32, with the leaf's sharding."""
+  return jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params)
+
+
+def as_dtypes_of(updates: Updates, like: Updates) -> Updates:
+  """Updates in the dtypes of the gradients that they come from."""
+  return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, like)
+
+
+def as_matrix(x: jax.Array) -> jax.Array:
+  """A leaf as matrices [..., M, N]: a vector is one row, a scalar one row of one."""
+  return x.reshape((1,) * (2 - x.ndim) + x.shape)
+
+
+def on_matrices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Lets a function of matrices [..., M, N] work on leaves of any rank."""
+
+  def apply(x, *others):
+    return function(as_matrix(x), *map(as_matrix, others)).reshape(x.shape)
+
+  return apply
+
+
+def norm(x: jax.Array) -> jax.Array:
+  """The Frobenius norm of matrices [..., M, N] as [..., 1, 1], differentiable at zero."""
+  squared = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True)
+  return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def check_decay(name: str, value: Any) -> None:
+  """Raises ValueError unless 0 <= value < 1; values that are arrays pass unchecked."""
+  if isinstance(value, int | float) and not 0 <= value < 1:
+    raise ValueError(f'`{name}` must be in [0, 1), got {value}.')
+
+
+def check_not_negative(name: str, value: Any) -> None:
+  """Raises ValueError if a number is below zero; values that are arrays pass unchecked."""
+  if isinstance(value, int | float) and value < 0:
+    raise ValueError(f'`{name}` must not be negative, got {value}.')

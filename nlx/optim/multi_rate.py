@@ -1,0 +1,167 @@
+"""Groups of parameters that are updated at different frequencies."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from nlx import core, levels
+from nlx.optim import leaves
+
+
+class EveryState(NamedTuple):
+  """What a group holds between two of its steps."""
+
+  optimizer: optax.OptState  # of the inner transformation
+  updates: Any  # like params: what the last step asked for
+
+
+def every(
+  inner: optax.GradientTransformation, period: int
+) -> optax.GradientTransformationExtraArgs:
+  """Takes a step with the mean of `period` gradients once every `period` steps, else none.
+
+  The parameters are a level of that period whose ticks are optimizer steps: the continuum memory
+  system across training.
+
+  Args:
+    inner: What takes the step.
+    period: Steps per update.
+
+  Returns:
+    An optax transformation.
+
+  Raises:
+    ValueError: If `period` is smaller than 1.
+
+  Example:
+    >>> import nlx, optax, jax.numpy as jnp
+    >>> tx = nlx.optim.every(optax.sgd(1.0), period=2)
+    >>> params, steps = jnp.zeros(()), []
+    >>> state = tx.init(params)
+    >>> for gradient in (1.0, 3.0):
+    ...   updates, state = tx.update(jnp.asarray(gradient), state, params)
+    ...   steps.append(float(updates))
+    >>> steps
+    [0.0, -2.0]
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 71.
+  """
+  core.check_positive('period', period, 'step')
+
+  def start(params):
+    return EveryState(inner.init(params), leaves.zeros(params))
+
+  def level(params, like):
+    def step(state, gradients):
+      gradients = leaves.as_dtypes_of(gradients, like)
+      updates, optimizer = inner.update(gradients, state.optimizer, params)
+      return EveryState(optimizer, leaves.as_dtypes_of(updates, state.updates))
+
+    inner_level = levels.Level(start, step, read=lambda state: state.updates)
+    return levels.periodic(inner_level, period, levels.mean())
+
+  def init(params):
+    return level(params, params).init(params)
+
+  def update(gradients, state, params):
+    state = level(params, gradients).update(state, levels.Weighted(gradients, 1.0))
+    updates = leaves.as_dtypes_of(state.held.updates, gradients)
+    return core.select(state.count == 0, updates, core.tree_zeros_like(updates)), state
+
+  return leaves.transformation(init, update)
+
+
+def scale_by_multi_rate(
+  periods: Mapping[str, int] | None = None, inner: optax.GradientTransformation | None = None
+) -> optax.GradientTransformationExtraArgs:
+  """One direction for all parameters, that each group follows at its own period.
+
+  Args:
+    periods: From a regular expression to steps per update. A leaf belongs to the first that is
+      found in its path, such as `['blocks']['cms']['w1']`; to none, and it is updated every step.
+    inner: What makes the direction; `optax.scale_by_adam()` if not given.
+
+  Returns:
+    An optax transformation.
+
+  Raises:
+    ValueError: If a period is smaller than 1 or an expression is malformed.
+
+  Example:
+    >>> import nlx
+    >>> tx = nlx.optim.scale_by_multi_rate({'cms': 16})
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 71.
+  """
+  return _by_period(periods, lambda period: inner or optax.scale_by_adam())
+
+
+def multi_rate(
+  learning_rate: optax.ScalarOrSchedule,
+  periods: Mapping[str, int] | None = None,
+  *,
+  inner: Callable[..., optax.GradientTransformation] = optax.adamw,
+  weight_decay: float = 0.0,
+  mask: Any = None,
+  options: Mapping[str, Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """An optimizer whose parameter groups are updated at different frequencies.
+
+  A slow group takes one step with its mean gradient per period, weight decay included.
+
+  Args:
+    learning_rate: Constant or schedule by step of the whole optimizer.
+    periods: From regular expressions on a leaf's path to steps per update; see
+      `scale_by_multi_rate`.
+    inner: A factory like `optax.adamw`, for every group.
+    weight_decay: Fraction of a weight removed per update, in units of the learning rate.
+    mask: A function that says which parameters decay, as in `optax.adamw`.
+    options: Further arguments of the factory, such as b1 and b2.
+
+  Returns:
+    An optax transformation.
+
+  Raises:
+    ValueError: As `scale_by_multi_rate`.
+
+  Example:
+    >>> import nlx
+    >>> tx = nlx.optim.multi_rate(1e-3, {'cms.*w1': 4, 'cms': 16})
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 71.
+  """
+
+  def make(period):
+    return inner(learning_rate=at(period), weight_decay=weight_decay, mask=mask, **(options or {}))
+
+  def at(period):
+    if not callable(learning_rate):
+      return learning_rate
+    return lambda count: learning_rate(count * period + period - 1)
+
+  return _by_period(periods, make)
+
+
+def _by_period(periods, make):
+  """Gives every leaf the transformation of the first expression that its path matches."""
+  patterns = []
+  for pattern, period in (periods or {}).items():
+    core.check_positive(f'periods[{pattern!r}]', period, 'step')
+    try:
+      patterns.append((re.compile(pattern), period))
+    except re.error as error:
+      raise ValueError(f'`periods` has the expression {pattern!r}: {error}.') from None
+
+  def label(path, leaf):
+    del leaf
+    name = jax.tree_util.keystr(path)
+    return next((period for pattern, period in patterns if pattern.search(name)), 1)
+
+  groups = {period: every(make(period), period) for period in {1, *(p for _, p in patterns)}}
+  return optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(label, params))

@@ -1,0 +1,137 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nlx import optim
+
+SHAPE = (4, 6)
+OPTIONS = {'decay': 0.9, 'slow_decay': 0.8, 'slow_weight': 0.7, 'second_decay': 0.99}
+
+
+def gradients(num_steps):
+  return jax.random.normal(jax.random.key(0), (num_steps, *SHAPE))
+
+
+def run(tx, num_steps):
+  state, updates = tx.init(jnp.zeros(SHAPE)), []
+  for gradient in gradients(num_steps):
+    update, state = jax.jit(tx.update)(gradient, state)
+    updates.append(update)
+  return np.stack(updates), state
+
+
+def reference(num_steps, periods, *, decay, slow_decay, slow_weight, second_decay, kind, literal):
+  """Algorithm 1 line by line, for any number of slow levels."""
+
+  def average(memory, new, decay):
+    return (memory if literal else decay * memory) + (1 - decay) * new
+
+  ns = optim.newton_schulz
+  fast, second = jnp.zeros(SHAPE), jnp.zeros(SHAPE)
+  slow = [jnp.zeros(SHAPE) for _ in periods]
+  sums = [jnp.zeros(SHAPE) for _ in periods]
+  updates = []
+  for step, gradient in enumerate(gradients(num_steps), 1):
+    fast = average(fast, gradient, decay)
+    second = average(second, gradient**2, second_decay)
+    update = ns(fast)
+    for i, period in enumerate(periods):
+      sums[i] = sums[i] + gradient
+      if step % period == 0:
+        slow[i] = average(slow[i], sums[i], slow_decay)
+        sums[i] = jnp.zeros(SHAPE)
+      update = update + slow_weight * ns(slow[i])
+    root = jnp.sqrt(second)
+    if kind == 'relative':
+      root = root / jnp.sqrt(jnp.mean(second))
+    updates.append(update if kind == 'none' else update / (root + 1e-8))
+  return np.stack(updates)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('periods', [(1,), (3,), (2, 4, 8)])
+@pytest.mark.parametrize('kind', ['relative', 'literal', 'none'])
+def test_m3_is_its_algorithm(periods, kind):
+  tx = optim.scale_by_m3(periods, second_moment=kind, **OPTIONS)
+  want = reference(9, periods, kind=kind, literal=False, **OPTIONS)
+  np.testing.assert_allclose(run(tx, 9)[0], want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures('float64')
+def test_literal_m3_is_the_printed_algorithm():
+  tx = optim.scale_by_m3(3, literal=True, **OPTIONS)
+  want = reference(9, (3,), kind='literal', literal=True, **OPTIONS)
+  np.testing.assert_allclose(run(tx, 9)[0], want, rtol=1e-9, atol=1e-9)
+
+
+def test_m3_without_slow_level_and_second_moment_is_muon():
+  tx = optim.scale_by_m3(decay=0.95, slow_weight=0.0, second_moment='none')
+  muon = optax.contrib.scale_by_muon(
+    nesterov=False, weight_dimension_numbers=optax.contrib.MuonDimensionNumbers()
+  )
+  np.testing.assert_allclose(run(tx, 6)[0], run(muon, 6)[0], atol=1e-5)
+
+
+def test_m3_orthogonalises_its_slow_memory_once_per_period():
+  calls = []
+
+  def counting(tree):
+    jax.debug.callback(lambda: calls.append(0))
+    return optim.newton_schulz(tree)
+
+  tx = optim.scale_by_m3(4, orthogonalize=counting)
+  _, state = run(tx, 8)
+  jax.block_until_ready(state)
+  jax.effects_barrier()
+  assert len(calls) == 8 + 2
+
+
+def test_m3_holds_its_slow_direction_within_a_period():
+  tx = optim.scale_by_m3(4)
+  state, outputs = tx.init(jnp.zeros(SHAPE)), []
+  for gradient in gradients(9):
+    _, state = tx.update(gradient, state)
+    outputs.append(state.slow[0].held.output)
+  assert not outputs[2].any()
+  np.testing.assert_array_equal(outputs[3], outputs[6])
+  assert (outputs[6] != outputs[7]).any()
+
+
+def test_m3_gives_adamw_what_is_no_matrix():
+  params = {'w': jnp.ones((3, 3)), 'bias': jnp.ones(3), 'embedding': jnp.ones((5, 3))}
+  grads = jax.tree.map(lambda p: jnp.arange(1.0, p.size + 1).reshape(p.shape), params)
+  tx, adamw = optim.m3(0.1), optax.adamw(0.1, weight_decay=0.0)
+  got, _ = tx.update(grads, tx.init(params), params)
+  want, _ = adamw.update(grads, adamw.init(params), params)
+  for name in ('bias', 'embedding'):
+    np.testing.assert_allclose(got[name], want[name], rtol=1e-6)
+  assert not np.allclose(got['w'], want['w'], rtol=1e-2)
+
+
+def test_m3_takes_labels_and_options_of_adamw():
+  params = {'w': jnp.ones((3, 3))}
+  labels = functools.partial(jax.tree.map, lambda _: 'other')
+  tx = optim.m3(0.1, labels=labels, adamw={'learning_rate': 1.0, 'b1': 0.5})
+  adamw = optax.adamw(1.0, b1=0.5, weight_decay=0.0)
+  grads = {'w': jnp.arange(9.0).reshape(3, 3)}
+  got, _ = tx.update(grads, tx.init(params), params)
+  np.testing.assert_allclose(got['w'], adamw.update(grads, adamw.init(params), params)[0]['w'])
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'slow_period': (2, 0)}, '`slow_period` must be .* at least 1 step, got 0'),
+    ({'decay': 1.0}, r'`decay` must be in \[0, 1\), got 1.0'),
+    ({'slow_decay': -0.1}, '`slow_decay`'),
+    ({'second_decay': 2}, '`second_decay`'),
+    ({'second_moment': 'yes'}, '`second_moment`'),
+  ],
+)
+def test_m3_refuses(options, message):
+  with pytest.raises(ValueError, match=message):
+    optim.scale_by_m3(**options)
