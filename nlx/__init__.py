@@ -2,9 +2,10 @@
 
 A *level* is a state that is held for a period and then updated from what it saw; a *memory* is a
 level that maps keys to values; a *continuum memory system* is several memories at several periods;
-a *model* stacks them; *training* is the slowest level. The folders follow this order, and each is
-built on the ones before it: `core` (no learning yet), `levels`, `memories`, `cms`, `models`; then
-`parallel` (many devices), `data` (text in, batches out) and `training`.
+a *model* stacks them; an *optimizer* is a memory of gradients; *training* is the slowest level. The
+folders follow this order, and each is built on the ones before it: `core` (no learning yet),
+`levels`, `memories`, `cms`, `models`, `optim`; then `parallel` (many devices), `data` (text in,
+batches out) and `training`.
 
 Packages are imported when they are first used.
 """

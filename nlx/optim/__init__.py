@@ -1,7 +1,17 @@
 """Deep optimizers: memories of gradients, as optax transformations.
 
 Every optimizer has two forms, as in optax: `scale_by_x` turns gradients into a direction, for your
-own chains, and `x` steps against it.
+own chains, and `x` steps against it. Rules for matrices act on leaves of two axes or more, any axes
+before the last two being a batch; in the `x` form embeddings, heads, norms, biases and convolutions
+go to AdamW (`matrix_labels`). State is kept in at least float32 and has its parameter's sharding.
+
+When all gradients are multiplied by c, a direction is multiplied by
+
+    c     momentum, higher_order_momentum, generalized_gradient_descent, delta_gradient_descent (for
+          unchanged inputs, near W = 0), delta_momentum while delta ||g||^2 is far from 1
+    1     preconditioned_momentum, learned_preconditioner, deep_momentum, muon, m3, multi_rate
+          (Adam inside)
+    1/c   m3 with `second_moment='literal'`, as Algorithm 1 prints it
 """
 
 from nlx.optim.assembly import MATRIX, OTHER, matrix_labels, scale_by_shape
@@ -16,6 +26,7 @@ from nlx.optim.delta_gradient_descent import (
   capture,
   delta_gradient_descent,
   dense,
+  is_captured,
   scale_by_delta_gradient_descent,
 )
 from nlx.optim.delta_momentum import (
@@ -88,6 +99,7 @@ __all__ = [
   'identity',
   'inner_loop',
   'inverse_root',
+  'is_captured',
   'kronecker',
   'learned',
   'learned_preconditioner',

@@ -76,11 +76,27 @@ def matrices(params: Params, stacked: Collection[str] = ()) -> Params:
   return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
+def _delta_gradient_descent(**options: Any) -> optax.GradientTransformation:
+  """Refuses parameters for which it would be AdamW under another name."""
+  tx = optim.delta_gradient_descent(**options)
+
+  def init(params):
+    nodes = jax.tree.leaves(params, is_leaf=optim.is_captured)
+    if not any(map(optim.is_captured, nodes)):
+      raise ValueError(
+        '`delta_gradient_descent` acts on kernels that are wrapped by `nlx.optim.capture` and used '
+        'through `nlx.optim.dense`, and this model has none.'
+      )
+    return tx.init(params)
+
+  return optax.GradientTransformationExtraArgs(init, tx.update)
+
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
   'adamw': optax.adamw,
   'ademamix': optax.contrib.ademamix,
   'deep_momentum': optim.deep_momentum,
-  'delta_gradient_descent': optim.delta_gradient_descent,
+  'delta_gradient_descent': _delta_gradient_descent,
   'delta_momentum': optim.delta_momentum,
   'generalized_gradient_descent': optim.generalized_gradient_descent,
   'higher_order_momentum': optim.higher_order_momentum,

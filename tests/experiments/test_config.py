@@ -1,11 +1,14 @@
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from experiments import common
+from experiments import common, language_model
 from experiments.configs import lm
+from nlx import data, training
 from tests.training.test_loop import ROOT
 
 NAMES = [f'{model}-{size}' for model in lm.MODELS for size in lm.SIZES]
@@ -83,3 +86,20 @@ def test_missing_workdir_is_an_error():
   result = command('train', '--config=experiments/configs/lm.py:hope-tiny')
   assert result.returncode != 0
   assert 'workdir' in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize('optimizer', sorted(set(training.OPTIMIZERS) - {'delta_gradient_descent'}))
+def test_every_optimizer_can_be_chosen_by_name(optimizer):
+  """Its options are those of the configuration."""
+  config = lm.get_config('hope-smoke')
+  config.optimizer.name = optimizer
+  language = common.create(config)
+  corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
+  tx = language_model.make_task(config, language, corpus).tx
+  state = jax.eval_shape(tx.init, language.params)
+  updates, _ = jax.eval_shape(tx.update, language.params, state, language.params)
+  assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, language.params)
+
+
+def test_options_of_optimizers_are_of_known_ones():
+  assert {*lm.OPTIONS, 'delta_gradient_descent'} == set(training.OPTIMIZERS)

@@ -101,6 +101,18 @@ def test_m3_holds_its_slow_direction_within_a_period():
   assert (outputs[6] != outputs[7]).any()
 
 
+@pytest.mark.parametrize('kind, degree', [('relative', 0), ('none', 0), ('literal', -1)])
+def test_m3_step_scales_with_the_gradient_as_documented(kind, degree):
+  tx = optim.scale_by_m3(2, second_moment=kind)
+  norms = []
+  for factor in (1.0, 1e3):
+    updates, state = None, tx.init(jnp.zeros(SHAPE))
+    for gradient in gradients(4):
+      updates, state = tx.update(factor * gradient, state)
+    norms.append(np.linalg.norm(updates))
+  assert np.log10(norms[1] / norms[0]) / 3 == pytest.approx(degree, abs=0.01)
+
+
 def test_m3_gives_adamw_what_is_no_matrix():
   params = {'w': jnp.ones((3, 3)), 'bias': jnp.ones(3), 'embedding': jnp.ones((5, 3))}
   grads = jax.tree.map(lambda p: jnp.arange(1.0, p.size + 1).reshape(p.shape), params)

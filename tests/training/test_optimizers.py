@@ -1,9 +1,11 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlx import training
+from nlx import optim, training
 
 
 def rates(**changes):
@@ -106,3 +108,48 @@ def test_optimizer_out_of_range_is_an_error(name, options, message):
 def test_optimizer_table_takes_new_entries(monkeypatch):
   monkeypatch.setitem(training.OPTIMIZERS, 'mine', training.OPTIMIZERS['adamw'])
   assert training.optimizer('mine', 0.1).init({'a': jnp.ones(2)})
+
+
+def small_params():
+  """A tree like that of a model: stacked layers, an embedding, a head."""
+  return {
+    'embedding': jnp.ones((8, 4)),
+    'blocks': {'kernel': jnp.ones((2, 4, 6)), 'scale': jnp.ones((2, 4)), 'conv': jnp.ones((3, 4))},
+    'head': {'kernel': jnp.ones((4, 8))},
+  }
+
+
+@pytest.mark.parametrize('name', sorted(set(training.OPTIMIZERS) - {'delta_gradient_descent'}))
+def test_every_optimizer_moves_a_model(name):
+  params = small_params()
+  mask = functools.partial(training.matrices, stacked=('blocks',))
+  tx = training.optimizer(name, 1e-2, weight_decay=0.1, decay_mask=mask)
+  updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+  assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+  assert all(bool((update != 0).any()) for update in jax.tree.leaves(updates))
+
+
+def test_matrix_rules_leave_embedding_head_and_vectors_of_layers_to_adamw():
+  params = small_params()
+  mask = functools.partial(training.matrices, stacked=('blocks',))
+  grads = jax.tree.map(lambda p: jnp.arange(1.0, p.size + 1).reshape(p.shape), params)
+  updates = {}
+  for name in ('muon', 'adamw'):
+    tx = training.optimizer(name, 1e-2, decay_mask=mask, clip_norm=None)
+    updates[name], _ = tx.update(grads, tx.init(params), params)
+  same = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b)), updates['muon'], updates['adamw'])
+  layers = {'kernel': False, 'scale': True, 'conv': True}
+  assert same == {'embedding': True, 'blocks': layers, 'head': {'kernel': True}}
+
+
+def test_delta_gradient_descent_refuses_a_model_without_captured_kernels():
+  with pytest.raises(ValueError, match='this model has none'):
+    training.optimizer('delta_gradient_descent', 0.1).init(small_params())
+
+
+def test_delta_gradient_descent_takes_captured_kernels():
+  params = {'layer': optim.capture(jnp.ones((2, 3)))}
+  tx = training.optimizer('delta_gradient_descent', 0.1)
+  grads = jax.tree.map(jnp.ones_like, params)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  assert updates['layer'].weight.any()
