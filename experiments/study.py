@@ -16,7 +16,14 @@ from absl import app, flags
 
 from experiments.reporting import provenance, tables
 
-STUDIES = ('curved_valley', 'gradient_horizon', 'orthogonal_tasks', 'singular_values')
+STUDIES = (
+  'language',
+  'curved_valley',
+  'digits',
+  'gradient_horizon',
+  'orthogonal_tasks',
+  'singular_values',
+)
 _NAME = flags.DEFINE_enum('name', None, STUDIES, 'Which study.', required=True)
 _SMOKE = flags.DEFINE_bool('smoke', False, 'Toy sizes; written only where --folder says.')
 _FOLDER = flags.DEFINE_string('folder', None, 'For results and figure, instead of their places.')

@@ -24,6 +24,7 @@ class SlowMemory(NamedTuple):
 class ScaleByM3State(NamedTuple):
   """State of `scale_by_m3`."""
 
+  count: jax.Array  # type: ignore[assignment]  # int32 scalar, steps taken
   fast: Any  # like params: momentum of every gradient
   slow: tuple[levels.PeriodicState, ...]  # one `SlowMemory` per slow level, fastest first
   second_moment: Any  # like params; None without
@@ -48,8 +49,10 @@ def scale_by_m3(
       u = (O1 + alpha O2) / (sqrt(V) + eps)
 
   Ours: the averages (Algorithm 1 prints sums, see `literal`); O2 is computed once per period; any
-  number of slow levels; and sqrt(V) is taken relative to its root mean square over a leaf, because
-  a step that is divided by sqrt(V) itself shrinks as gradients grow.
+  number of slow levels; and sqrt(V) is taken relative to its root mean square over a matrix,
+  because a step that is divided by sqrt(V) itself shrinks as gradients grow. What V has not seen
+  yet, a share of b2^t, counts as its mean: after one gradient V has entries near zero where O1 has
+  none.
 
   Args:
     slow_period: f, steps between updates of the slow momentum, or one for each slow level.
@@ -94,6 +97,7 @@ def scale_by_m3(
 
   def init(params):
     return ScaleByM3State(
+      count=jnp.zeros((), jnp.int32),
       fast=leaves.zeros(params),
       slow=tuple(slow.init(params) for slow in slow_levels),
       second_moment=None if kind == 'none' else leaves.zeros(params),
@@ -101,6 +105,7 @@ def scale_by_m3(
 
   def update(gradients, state, params):
     del params
+    count = optax.safe_increment(state.count)
     full = jax.tree.map(leaves.in_float32, gradients)
     fast = jax.tree.map(lambda m, g: average(m, g, decay), state.fast, full)
     slow = tuple(
@@ -112,9 +117,12 @@ def scale_by_m3(
     second = state.second_moment
     if second is not None:
       second = jax.tree.map(lambda v, g: average(v, jnp.square(g), second_decay), second, full)
-      root = jax.tree.map(jnp.sqrt if kind == 'literal' else _relative_root, second)
+      unseen = second_decay**count
+      root = jax.tree.map(
+        lambda v: jnp.sqrt(v) if kind == 'literal' else _relative_root(v, unseen), second
+      )
       updates = jax.tree.map(lambda u, r: u / (r + eps), updates, root)
-    return leaves.as_dtypes_of(updates, gradients), ScaleByM3State(fast, slow, second)
+    return leaves.as_dtypes_of(updates, gradients), ScaleByM3State(count, fast, slow, second)
 
   return leaves.transformation(init, update)
 
@@ -132,11 +140,12 @@ def _slow_level(average, orthogonalize) -> levels.Level:
   return levels.Level(start, learn, read=lambda state: state.output)
 
 
-@leaves.on_matrices
-def _relative_root(second: jax.Array) -> jax.Array:
-  """sqrt(V) over its root mean square; 1 where V is zero everywhere."""
-  mean = jnp.mean(second, axis=(-2, -1), keepdims=True)
-  return jnp.sqrt(jnp.where(mean > 0, second / jnp.where(mean > 0, mean, 1), 1))
+def _relative_root(second: jax.Array, unseen: jax.Array) -> jax.Array:
+  """The root of V / mean(V), a share `unseen` of which is 1; 1 where V is zero everywhere."""
+  matrices = leaves.as_matrix(second)
+  mean = jnp.mean(matrices, axis=(-2, -1), keepdims=True)
+  ratio = jnp.where(mean > 0, matrices / jnp.where(mean > 0, mean, 1), 1)
+  return jnp.sqrt((1 - unseen) * ratio + unseen).reshape(second.shape)
 
 
 def m3(

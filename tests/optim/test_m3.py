@@ -47,7 +47,9 @@ def reference(num_steps, periods, *, decay, slow_decay, slow_weight, second_deca
       update = update + slow_weight * ns(slow[i])
     root = jnp.sqrt(second)
     if kind == 'relative':
-      root = root / jnp.sqrt(jnp.mean(second))
+      seen = 1 - second_decay**step
+      filled = second + (1 - seen) * jnp.mean(second) / seen  # What is not seen is the mean.
+      root = jnp.sqrt(filled / jnp.mean(filled))
     updates.append(update if kind == 'none' else update / (root + 1e-8))
   return np.stack(updates)
 
@@ -66,6 +68,13 @@ def test_literal_m3_is_the_printed_algorithm():
   tx = optim.scale_by_m3(3, literal=True, **OPTIONS)
   want = reference(9, (3,), kind='literal', literal=True, **OPTIONS)
   np.testing.assert_allclose(run(tx, 9)[0], want, rtol=1e-9, atol=1e-9)
+
+
+def test_m3_takes_no_leap_where_its_first_gradient_is_small():
+  gradient = jnp.ones(SHAPE).at[0, 0].set(1e-6)
+  tx = optim.scale_by_m3(second_decay=0.999)
+  updates, _ = tx.update(gradient, tx.init(jnp.zeros(SHAPE)))
+  assert jnp.abs(updates).max() < 1
 
 
 def test_m3_without_slow_level_and_second_moment_is_muon():

@@ -228,3 +228,21 @@ def test_folder_without_a_readable_checkpoint_is_an_error(tmp_path, quiet):
 def test_keep_below_one_is_an_error(tmp_path):
   with pytest.raises(ValueError, match='`keep`.*got 0'):
     training.Checkpoints(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize('name', ['m3', 'deep_momentum', 'multi_rate', 'learned_preconditioner'])
+def test_state_of_a_deep_optimizer_comes_back(name, tmp_path):
+  """Held levels, networks and counters, in the middle of a period."""
+  tx = training.optimizer(name, 0.1)
+  params = standin.init_params(0, 16)
+  state = training.init_state(params, tx, key=jax.random.key(0))
+  _, opt_state = jax.jit(tx.update)(params, state.opt_state, params)
+  state = state._replace(opt_state=opt_state, step=jnp.int32(1))
+  checkpoints = training.Checkpoints(tmp_path)
+  checkpoints.save(state, {}, {})
+  checkpoints.close()
+  like = training.init_state(params, tx, key=jax.random.key(1))
+  back = restore(tmp_path, like).state
+  assert jax.tree.structure(back) == jax.tree.structure(state)
+  for got, want in zip(numbers(back), numbers(state), strict=True):
+    np.testing.assert_array_equal(got, want)
