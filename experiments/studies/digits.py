@@ -159,7 +159,6 @@ def transformation(name: str, rate: Any, steps: int) -> optax.GradientTransforma
   return optax.chain(optax.clip_by_global_norm(1.0), optax.partition(rules, optim.matrix_labels))
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def start(name: str, params: Params) -> Any:
   """The optimizer's state."""
   return transformation(name, 0.0, 1).init(params)
