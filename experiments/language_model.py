@@ -71,24 +71,27 @@ def make_task(
     'process_count': jax.process_count(),
   }
   options = config.optimizer
-  schedule = training.warmup_cosine(
-    options.learning_rate,
+  schedule = functools.partial(
+    training.warmup_cosine,
     warmup_steps=options.warmup_steps,
     total_steps=config.training.steps,
     floor=options.floor,
   )
+  named = {**options.get(options.name, {})}
+  if 'learning_rate' in named.get('adamw', {}):  # A peak as well.
+    named['adamw'] = {**named['adamw'], 'learning_rate': schedule(named['adamw'].learning_rate)}
   tx = training.optimizer(
     options.name,
-    schedule,
+    schedule(options.learning_rate),
     weight_decay=options.weight_decay,
     decay_mask=functools.partial(training.matrices, stacked=STACKED),
     clip_norm=options.clip_norm,
-    **options.get(options.name, {}),
+    **named,
   )
   return training.Task(
     loss_fn=common.loss_fn(language.graph),
     tx=tx,
-    schedule=schedule,
+    schedule=schedule(options.learning_rate),
     batches=data.train_batches(
       corpus.train.tokens, seed=config.seed, sampling=config.data.sampling, **batches
     ),

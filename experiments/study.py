@@ -38,6 +38,9 @@ def main(argv: Sequence[str]) -> None:
   import jax
 
   absl.logging.set_verbosity(absl.logging.WARNING)
+  device = f'1 x {jax.devices()[0].device_kind}'
+  command = f'python -m experiments.study --name={_NAME.value}' + ' --smoke' * _SMOKE.value
+  record = provenance.record(command, device)  # Of the code that runs, though it may change.
   study = importlib.import_module(f'experiments.studies.{_NAME.value}')
   found = study.run(study.SMOKE if _SMOKE.value else study.FULL)
   print(tables.markdown(found.rows))
@@ -45,8 +48,6 @@ def main(argv: Sequence[str]) -> None:
     return
   folder = pathlib.Path(_FOLDER.value) if _FOLDER.value else None
   results, images = folder or provenance.RESULTS, folder or provenance.ROOT / 'docs' / 'images'
-  device = f'1 x {jax.devices()[0].device_kind}'
-  record = provenance.record(f'python -m experiments.study --name={_NAME.value}', device)
   result = {'title': study.TITLE, **record, 'caption': study.CAPTION, 'rows': found.rows}
   if found.figure is not None:
     result['figure'] = f'{_NAME.value}.png'

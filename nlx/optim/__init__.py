@@ -2,15 +2,16 @@
 
 Every optimizer has two forms, as in optax: `scale_by_x` turns gradients into a direction, for your
 own chains, and `x` steps against it. Rules for matrices act on leaves of two axes or more, any axes
-before the last two being a batch; in the `x` form embeddings, heads, norms, biases and convolutions
-go to AdamW (`matrix_labels`). State is kept in at least float32 and has its parameter's sharding.
+before the last two being a batch; in the `x` forms that take `labels`, embeddings, heads, norms,
+biases and convolutions go to AdamW (`matrix_labels`). State is kept in at least float32, and what
+is like a parameter has its sharding. Inside `optax.inject_hyperparams` integers are `static_args`.
 
 When all gradients are multiplied by c, a direction is multiplied by
 
     c     momentum, higher_order_momentum, generalized_gradient_descent, delta_gradient_descent (for
           unchanged inputs, near W = 0), delta_momentum while delta ||g||^2 is far from 1
-    1     preconditioned_momentum, learned_preconditioner, deep_momentum, muon, m3, multi_rate
-          (Adam inside)
+    1     preconditioned_momentum, learned_preconditioner (without an objective; as a matrix, once
+          it has adapted), deep_momentum, muon, m3, multi_rate (Adam inside)
     1/c   m3 with `second_moment='literal'`, as Algorithm 1 prints it
 """
 

@@ -1,5 +1,6 @@
 """From a direction to an optimizer: learning rate, weight decay, and who gets which rule."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlx.optim.leaves import Params, as_matrix
+from nlx.optim.leaves import Params, as_matrix, check_not_negative
 
 MATRIX, OTHER = 'matrix', 'other'
 Labels = Callable[[Params], Any]
@@ -30,6 +31,7 @@ def descend(
   Returns:
     An optax transformation.
   """
+  check_not_negative('learning_rate', learning_rate)
   return optax.chain(
     scale,
     optax.add_decayed_weights(weight_decay, mask),
@@ -44,11 +46,10 @@ def matrix_labels(params: Params) -> Any:
   bias or convolution. Axes before the last two are a batch of matrices. Trees that are named
   otherwise need a function of their own.
   """
-  others = ('embed', 'head', 'norm', 'scale', 'bias', 'conv')
 
   def label(path, leaf):
-    name = jax.tree_util.keystr(path).lower()
-    named_other = any(word in name for word in others)
+    parts = [_words(str(getattr(entry, 'key', getattr(entry, 'name', '')))) for entry in path]
+    named_other = any(part in _HEADS or _OTHERS.intersection(part) for part in parts)
     return OTHER if leaf.ndim < 2 or named_other else MATRIX
 
   return jax.tree_util.tree_map_with_path(label, params)
@@ -71,6 +72,15 @@ def scale_by_shape(factor: float = 0.2) -> optax.GradientTransformation:
   return optax.stateless(lambda updates, params: jax.tree.map(scale, updates))
 
 
+_HEADS = (['head'], ['lm', 'head'], ['output', 'head'])
+_OTHERS = {'embed', 'embedding', 'embeddings', 'norm', 'scale', 'bias', 'biases', 'conv'}
+
+
+def _words(name: str) -> list[str]:
+  """The words of a name like `layer_norm`, `LayerNorm_0` or `lm_head`, in lower case."""
+  return re.findall('[a-z]+', re.sub('(?<=[a-z])(?=[A-Z])', '_', name).lower())
+
+
 def by_kind(
   scale: optax.GradientTransformation,
   learning_rate: optax.ScalarOrSchedule,
@@ -88,7 +98,8 @@ def by_kind(
     weight_decay: Fraction of a weight removed per step, in units of the learning rate.
     mask: A function that says which parameters decay, as in `optax.adamw`.
     labels: From params to a tree of 'matrix' and 'other'; `matrix_labels` if not given.
-    adamw: Options of `optax.adamw`, such as b1 and b2, or its own `learning_rate`.
+    adamw: Options of `optax.adamw`, such as b1 and b2, or a `learning_rate` of its own, which is a
+      constant if it is a number, whatever `learning_rate` is.
 
   Returns:
     An optax transformation.

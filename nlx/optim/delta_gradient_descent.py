@@ -133,7 +133,7 @@ def scale_by_delta_gradient_descent(
     eta = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
     def one(gradient, param):
-      return _proximal(gradient, param, eta) if is_captured(gradient) else gradient
+      return _proximal(gradient, param, eta) if _is_present(gradient) else gradient
 
     updates = jax.tree.map(one, gradients, params, is_leaf=is_captured)
     return updates, ScaleByDeltaGradientDescentState(optax.safe_increment(state.count))
@@ -148,6 +148,11 @@ def scale_by_delta_gradient_descent(
 def is_captured(node: Any) -> bool:
   """Whether a node of a tree of parameters or gradients is a `Captured` kernel."""
   return isinstance(node, Captured)
+
+
+def _is_present(node: Any) -> bool:
+  """Whether it is one that `optax.masked` or `optax.partition` has not left out."""
+  return is_captured(node) and not isinstance(node.weight, optax.MaskedNode)
 
 
 def _proximal(gradient: Captured, param: Captured, eta) -> Captured:

@@ -69,11 +69,12 @@ def scale_by_generalized_gradient_descent(
 
   def solve(gradient, old, eta):
     """The direction D; the default retention has the gradient (W - W0) / eta = -D."""
+    divisor = jnp.maximum(eta, jnp.finfo(old.dtype).tiny ** 0.5)  # A schedule may begin at 0.
 
     def step(_, direction):
       weight = old - eta * direction
       learn = gradient if objective is None else jax.grad(objective)(weight, gradient)
-      keep = -direction if retention is None else jax.grad(retention)(weight, old, eta)
+      keep = -direction if retention is None else jax.grad(retention)(weight, old, divisor)
       return direction + inner_rate * (learn + keep)
 
     return jax.lax.fori_loop(0, inner_steps, step, jnp.zeros_like(gradient))

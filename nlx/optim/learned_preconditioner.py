@@ -39,7 +39,7 @@ def scale_by_learned_preconditioner(
     >>> tx = nlx.optim.scale_by_learned_preconditioner(rate=0.25, decay=0.0)
     >>> updates, state = tx.update(jnp.array([3.0, -5.0]), tx.init(jnp.zeros(2)))
     >>> updates.round(3).tolist()
-    [2.0, -2.0]
+    [1.0, -1.0]
 
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 38-41 and 47.

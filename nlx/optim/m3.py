@@ -36,11 +36,11 @@ def scale_by_m3(
   decay: float = 0.95,
   slow_decay: float = 0.9,
   slow_weight: float = 0.5,
-  second_moment: str = 'relative',
+  second_moment: str | None = None,
   second_decay: float = 0.999,
   eps: float = 1e-8,
   literal: bool = False,
-  orthogonalize: Callable[[Any], Any] = newton_schulz,
+  orthogonalize: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """M3: a momentum at every step and others once per period, each orthogonalised.
 
@@ -59,18 +59,20 @@ def scale_by_m3(
     decay: b1, of the fast momentum, in [0, 1).
     slow_decay: b3, of the slow ones.
     slow_weight: alpha; 0 leaves the fast momentum alone, which is Muon.
-    second_moment: 'relative' or 'literal' as above, or 'none' for no division.
+    second_moment: 'relative' or 'literal' as above, or 'none' for no division. 'relative' if not
+      given, 'literal' with `literal`.
     second_decay: b2, of V.
     eps: Added to sqrt(V).
-    literal: Sums instead of averages, M = M + (1 - b) g, with `second_moment` 'literal'.
-    orthogonalize: NS, a function of a tree; `functools.partial(newton_schulz, mesh=mesh)` divides
-      the work over a mesh.
+    literal: Sums instead of averages, M = M + (1 - b) g.
+    orthogonalize: NS, a function of a tree; `newton_schulz` if not given. With
+      `functools.partial(newton_schulz, mesh=mesh)` the devices of a mesh share the work.
 
   Returns:
     An optax transformation for matrices [..., M, N]; vectors are matrices of one row.
 
   Raises:
-    ValueError: If a decay is not in [0, 1), a period is smaller than 1, or `second_moment` unknown.
+    ValueError: If a decay is not in [0, 1), a period is smaller than 1, a weight or `eps` negative,
+      or `second_moment` unknown, or 'relative' of sums.
 
   Example:
     >>> import nlx, optax, jax.numpy as jnp
@@ -83,11 +85,18 @@ def scale_by_m3(
   """
   for name, value in (('decay', decay), ('slow_decay', slow_decay), ('second_decay', second_decay)):
     leaves.check_decay(name, value)
-  core.check_choice('second_moment', second_moment, SECOND_MOMENTS)
+  for name, value in (('slow_weight', slow_weight), ('eps', eps)):
+    leaves.check_not_negative(name, value)
+  kind = second_moment or ('literal' if literal else 'relative')
+  core.check_choice('second_moment', kind, SECOND_MOMENTS)
+  if literal and kind == 'relative':
+    raise ValueError(
+      "`second_moment` of `literal` sums must be 'literal' or 'none', not 'relative'."
+    )
+  orthogonalize = orthogonalize or newton_schulz
   periods = (slow_period,) if isinstance(slow_period, int) else tuple(slow_period)
   for period in periods:
     core.check_positive('slow_period', period, 'step')
-  kind = 'literal' if literal else second_moment
 
   def average(memory, gradient, decay):
     return (memory if literal else decay * memory) + (1 - decay) * gradient
@@ -155,11 +164,11 @@ def m3(
   decay: float = 0.95,
   slow_decay: float = 0.9,
   slow_weight: float = 0.5,
-  second_moment: str = 'relative',
+  second_moment: str | None = None,
   second_decay: float = 0.999,
   eps: float = 1e-8,
   literal: bool = False,
-  orthogonalize: Callable[[Any], Any] = newton_schulz,
+  orthogonalize: Callable[[Any], Any] | None = None,
   weight_decay: float = 0.0,
   mask: Any = None,
   labels: assembly.Labels | None = None,
@@ -180,7 +189,7 @@ def m3(
     second_decay: Of the second moment.
     eps: Added to the root of the second moment.
     literal: Sums instead of averages, as printed.
-    orthogonalize: A function of a tree of matrices.
+    orthogonalize: A function of a tree of matrices; `newton_schulz` if not given.
     weight_decay: Fraction of a weight removed per step, in units of the learning rate.
     mask: A function that says which parameters decay, as in `optax.adamw`.
     labels: From params to 'matrix' or 'other'; see `nlx.optim.matrix_labels`.

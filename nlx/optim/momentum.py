@@ -40,7 +40,7 @@ def scale_by_momentum(
     objective: What the memory lowers, applied over the last axis of a leaf; `dot_product()` if
       not given.
     nesterov: Whether the output looks one step ahead.
-    debias: Whether the memory is divided by 1 - decay^t.
+    debias: Whether the memory is divided by 1 - decay^t; for the dot product only.
     output: A function of the tree of memories, such as `newton_schulz`, which makes this Muon;
       nothing if not given.
 
@@ -48,7 +48,8 @@ def scale_by_momentum(
     An optax transformation.
 
   Raises:
-    ValueError: If `decay` is not in [0, 1) or `rate` is negative.
+    ValueError: If `decay` is not in [0, 1), `rate` is negative, or `debias` is set with another
+      objective than the dot product.
 
   Example:
     >>> import nlx, jax.numpy as jnp
@@ -63,6 +64,10 @@ def scale_by_momentum(
   """
   leaves.check_decay('decay', decay)
   leaves.check_not_negative('rate', rate)
+  if debias and objective is not None and objective.name != dot_product().name:
+    raise ValueError(
+      f'`debias` is for the dot-product objective, whose memory is a sum, got {objective.name!r}.'
+    )
   error = (objective or dot_product()).error
 
   def learn(memory, gradient):

@@ -51,14 +51,15 @@ def every(
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 71.
   """
   core.check_positive('period', period, 'step')
+  inner = optax.with_extra_args_support(inner)
 
   def start(params):
     return EveryState(inner.init(params), leaves.zeros(params))
 
-  def level(params, like):
+  def level(params, like, **extra_args):
     def step(state, gradients):
       gradients = leaves.as_dtypes_of(gradients, like)
-      updates, optimizer = inner.update(gradients, state.optimizer, params)
+      updates, optimizer = inner.update(gradients, state.optimizer, params, **extra_args)
       return EveryState(optimizer, leaves.as_dtypes_of(updates, state.updates))
 
     inner_level = levels.Level(start, step, read=lambda state: state.updates)
@@ -67,12 +68,12 @@ def every(
   def init(params):
     return level(params, params).init(params)
 
-  def update(gradients, state, params):
-    state = level(params, gradients).update(state, levels.Weighted(gradients, 1.0))
+  def update(gradients, state, params=None, **extra_args):
+    state = level(params, gradients, **extra_args).update(state, levels.Weighted(gradients, 1.0))
     updates = leaves.as_dtypes_of(state.held.updates, gradients)
     return core.select(state.count == 0, updates, core.tree_zeros_like(updates)), state
 
-  return leaves.transformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def scale_by_multi_rate(
@@ -105,7 +106,7 @@ def multi_rate(
   learning_rate: optax.ScalarOrSchedule,
   periods: Mapping[str, int] | None = None,
   *,
-  inner: Callable[..., optax.GradientTransformation] = optax.adamw,
+  inner: Callable[..., optax.GradientTransformation] | None = None,
   weight_decay: float = 0.0,
   mask: Any = None,
   options: Mapping[str, Any] | None = None,
@@ -118,7 +119,7 @@ def multi_rate(
     learning_rate: Constant or schedule by step of the whole optimizer.
     periods: From regular expressions on a leaf's path to steps per update; see
       `scale_by_multi_rate`.
-    inner: A factory like `optax.adamw`, for every group.
+    inner: A factory like `optax.adamw`, which it is if not given, for every group.
     weight_decay: Fraction of a weight removed per update, in units of the learning rate.
     mask: A function that says which parameters decay, as in `optax.adamw`.
     options: Further arguments of the factory, such as b1 and b2.
@@ -138,7 +139,9 @@ def multi_rate(
   """
 
   def make(period):
-    return inner(learning_rate=at(period), weight_decay=weight_decay, mask=mask, **(options or {}))
+    return (inner or optax.adamw)(
+      learning_rate=at(period), weight_decay=weight_decay, mask=mask, **(options or {})
+    )
 
   def at(period):
     if not callable(learning_rate):
@@ -148,10 +151,10 @@ def multi_rate(
   return _by_period(periods, make)
 
 
-def _by_period(periods, make):
+def _by_period(named, make):
   """Gives every leaf the transformation of the first expression that its path matches."""
   patterns = []
-  for pattern, period in (periods or {}).items():
+  for pattern, period in (named or {}).items():
     core.check_positive(f'periods[{pattern!r}]', period, 'step')
     try:
       patterns.append((re.compile(pattern), period))
@@ -163,5 +166,6 @@ def _by_period(periods, make):
     name = jax.tree_util.keystr(path)
     return next((period for pattern, period in patterns if pattern.search(name)), 1)
 
-  groups = {period: every(make(period), period) for period in {1, *(p for _, p in patterns)}}
+  periods = {1, *(period for _, period in patterns)}
+  groups = {p: make(p) if p == 1 else every(make(p), p) for p in periods}
   return optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(label, params))

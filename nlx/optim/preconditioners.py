@@ -126,15 +126,17 @@ class FactorsState(NamedTuple):
 
 
 def kronecker(
-  decay: float | None = 0.999, *, ridge: float = 1e-6, period: int = 1, debias: bool = True
+  decay: float | None = 0.999, *, ridge: float = 1e-6, period: int = 1
 ) -> Preconditioner:
   """P u = L^(-1/4) u R^(-1/4), with L and R the moments g g^T and g^T g of matrices: Shampoo.
+
+  Ours: what an average has not seen yet, a share of decay^t, counts as the mean of its diagonal
+  times I; the inverse root of a few gradients would stretch the directions that they lack.
 
   Args:
     decay: What is kept of the moments per step, in [0, 1); None adds them up.
     ridge: Added to the eigenvalues of a moment, relative to the largest; see `inverse_root`.
-    period: Steps between computations of the roots. Until the first, P is I.
-    debias: Whether averages are divided by 1 - decay^t; sums never are.
+    period: Steps between computations of the roots; the first step makes the first.
 
   Returns:
     A preconditioner for matrices [..., M, N]; vectors are matrices of one row. It holds twice
@@ -145,7 +147,7 @@ def kronecker(
 
   Example:
     >>> import nlx, jax.numpy as jnp
-    >>> shampoo = nlx.optim.kronecker(period=1)
+    >>> shampoo = nlx.optim.kronecker(decay=None)
     >>> gradients = jnp.diag(jnp.array([9.0, 4.0]))
     >>> state = shampoo.update(gradients, shampoo.init(gradients))
     >>> shampoo.apply(gradients, state).round(3).tolist()
@@ -153,7 +155,7 @@ def kronecker(
 
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 46-47; Gupta et al., Shampoo, arXiv
-    1802.09568, Algorithm 1 (ours: averages, and a ridge that scales with the gradients).
+    1802.09568, Algorithm 1 (there sums, and a ridge that does not scale with the gradients).
   """
 
   def products(g):
@@ -162,19 +164,19 @@ def kronecker(
   def times(u, left, right):
     return _product(_product(left, u), right)
 
-  return _from_moments(products, times, 4, decay, ridge, period, debias)
+  return _from_moments(products, times, 4, decay, ridge, period)
 
 
 def full_matrix(
-  decay: float | None = None, *, ridge: float = 1e-6, period: int = 1, debias: bool = True
+  decay: float | None = None, *, ridge: float = 1e-6, period: int = 1
 ) -> Preconditioner:
   """P u = G^(-1/2) u, with G the sum of vec(g) vec(g)^T over steps: full-matrix AdaGrad.
 
   Args:
-    decay: None adds the products up; else what is kept of their average per step, in [0, 1).
+    decay: None adds the products up; else what is kept of their average per step, in [0, 1), and
+      what it has not seen counts as in `kronecker`.
     ridge: Added to the eigenvalues of G, relative to the largest; see `inverse_root`.
-    period: Steps between computations of the root. Until the first, P is I.
-    debias: Whether an average is divided by 1 - decay^t; a sum never is.
+    period: Steps between computations of the root; the first step makes the first.
 
   Returns:
     A preconditioner for matrices [..., M, N] of at most `MAX_FULL_SIZE` elements, each alone.
@@ -211,7 +213,7 @@ def full_matrix(
   def times(u, root):
     return _product(root, as_column(u)).reshape(u.shape)
 
-  return _from_moments(products, times, 2, decay, ridge, period, debias)
+  return _from_moments(products, times, 2, decay, ridge, period)
 
 
 class LearnedState(NamedTuple):
@@ -233,7 +235,8 @@ def learned(
   that are normal with covariance P^-2, and it takes natural steps, which do not depend on how
   gradients are scaled:
 
-      'elementwise'   v = v - rate (v - g^2)   with P = v^(-1/2): RMSProp with decay 1 - rate
+      'elementwise'   v = v - rate (v - g^2)   with P = v^(-1/2): RMSProp with decay 1 - rate, its
+                                               v divided by 1 - (1 - rate)^t
       'matrix'        P = S P S                with S = I - 1/2 rate' (h h^T - I), h = P g / sqrt(N)
 
   To first order 'matrix' is the relative gradient step P - rate' (h h^T - I) P; taken from both
@@ -273,7 +276,7 @@ def learned(
     if objective is None and rate > 1:
       raise ValueError(f'`rate` of whitening must be at most 1, got {rate}.')
   if objective is None and structure == 'elementwise':
-    return diagonal(1 - rate, eps=eps, debias=False)
+    return diagonal(1 - rate, eps=eps)
   on_matrices = structure == 'matrix'
 
   def start(p):
@@ -338,7 +341,16 @@ _NOTHING = levels.Gather(
 )
 
 
-def _from_moments(products, times, power, decay, ridge, period, debias) -> Preconditioner:
+def _filled(moment, decay, count):
+  """An average in which the mean of its diagonal, times I, stands for what it has not seen."""
+  if decay is None:
+    return moment
+  unseen = decay**count
+  mean = jnp.trace(moment, axis1=-2, axis2=-1)[..., None, None] / moment.shape[-1]
+  return moment + unseen / (1 - unseen) * mean * _identities(moment.shape, moment.dtype)
+
+
+def _from_moments(products, times, power, decay, ridge, period) -> Preconditioner:
   """Inverse roots of moments of matrices, `period` steps apart.
 
   Args:
@@ -348,7 +360,6 @@ def _from_moments(products, times, power, decay, ridge, period, debias) -> Preco
     decay: Of the averages, or None for sums.
     ridge: Of the roots.
     period: Steps.
-    debias: Whether averages are divided by 1 - decay^t.
   """
   leaves.check_decay('decay', decay)
   core.check_positive('period', period, 'step')
@@ -357,7 +368,7 @@ def _from_moments(products, times, power, decay, ridge, period, debias) -> Preco
 
   def held_roots(moments, count):
     def root(moment):
-      return inverse_root(_unbiased(moment, count, decay, debias), power, ridge=ridge)
+      return inverse_root(_filled(moment, decay, count), power, ridge=ridge)
 
     level = levels.Level(
       init=lambda moments: jax.tree.map(lambda x: _identities(x.shape, x.dtype), moments),
@@ -368,7 +379,8 @@ def _from_moments(products, times, power, decay, ridge, period, debias) -> Preco
   def init(params):
     count = jnp.zeros((), jnp.int32)
     zeros = jax.tree.map(lambda p: products(leaves.as_matrix(p)), leaves.zeros(params))
-    return FactorsState(count, zeros, held_roots(zeros, count).init(zeros))
+    roots = held_roots(zeros, count).init(zeros)
+    return FactorsState(count, zeros, roots._replace(count=jnp.asarray(period - 1, jnp.int32)))
 
   def update(gradients, state):
     def learn(g, old):

@@ -145,12 +145,25 @@ def optimizer(
     raise ValueError(f'`clip_norm` must be positive or None, got {clip_norm}.')
   factory = OPTIMIZERS[name]
   if 'labels' in inspect.signature(factory).parameters:
-    options['labels'] = functools.partial(_labels, decay_mask)
+    options.setdefault('labels', functools.partial(_labels, decay_mask))
   inner = factory(
     learning_rate=learning_rate, weight_decay=weight_decay, mask=decay_mask, **options
   )
-  clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+  clip = optax.identity() if clip_norm is None else _clip(clip_norm)
   return optax.chain(clip, inner)
+
+
+def _clip(max_norm):
+  """Clips gradients by their global norm; what is no gradient, a captured moment, is left alone."""
+
+  def is_gradient(params):
+    return jax.tree.map(
+      lambda node: node._replace(weight=True, moment=False) if optim.is_captured(node) else True,
+      params,
+      is_leaf=optim.is_captured,
+    )
+
+  return optax.masked(optax.clip_by_global_norm(max_norm), is_gradient)
 
 
 def _labels(is_matrix, params):

@@ -40,8 +40,10 @@ CATALOGUE = {
   ),
   'm3': Entry(optim.scale_by_m3, optim.m3, 0.06, 0.0),
   'multi_rate': Entry(optim.scale_by_multi_rate, optim.multi_rate, 0.05, 0.0),
+  # It acts on captured kernels, of which there are none here: what it owes for them is in
+  # test_delta_gradient_descent.py, and here that it leaves everything else to optax.
   'delta_gradient_descent': Entry(
-    lambda: optim.scale_by_delta_gradient_descent(0.1), optim.delta_gradient_descent, 0.02
+    lambda: optim.scale_by_delta_gradient_descent(0.1), optim.delta_gradient_descent, 0.02, None
   ),
   'generalized_gradient_descent': Entry(
     lambda: optim.scale_by_generalized_gradient_descent(0.1),

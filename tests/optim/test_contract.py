@@ -116,6 +116,7 @@ def test_state_has_the_sharding_of_its_parameter(name):
   sharding = jax.sharding.NamedSharding(mesh, jax.P('data'))
   params = jax.device_put({'w': jnp.ones((8, 4))}, sharding)
   like_params = [s for s in jax.tree.leaves(make(name).init(params)) if s.shape == (8, 4)]
+  assert like_params or name in ('deep_momentum', 'generalized_gradient_descent')
   assert all(leaf.sharding == sharding for leaf in like_params)
 
 
@@ -143,7 +144,7 @@ def test_partition_gives_it_a_part_of_the_tree(name):
   tx = optax.partition({'learned': make(name), 'frozen': optax.set_to_zero()}, labels)
   for updates in steps(tx, params)[0]:
     assert not updates['vector'].any()
-  assert updates['matrix'].any() or updates['stack']['of_tall'].any() or name == 'multi_rate'
+  assert updates['matrix'].any() or updates['stack']['of_tall'].any()
 
 
 @every_optimizer
@@ -157,9 +158,10 @@ def test_masked_leaves_the_rest_as_it_is(name):
 @every_optimizer
 def test_inject_hyperparams_makes_the_learning_rate_state(name):
   factory = CATALOGUE[name].full
-  others = [key for key in inspect.signature(factory).parameters if key != 'learning_rate']
+  defaults = {key: p.default for key, p in inspect.signature(factory).parameters.items()}
+  integers = [key for key, default in defaults.items() if isinstance(default, int)]
   params, rate = trees(), CATALOGUE[name].rate
-  tx = optax.inject_hyperparams(factory, static_args=others)(learning_rate=rate)
+  tx = optax.inject_hyperparams(factory, static_args=integers)(learning_rate=rate)
   got, state = steps(tx, params)
   assert_trees_close(got, steps(make(name), params)[0], rtol=1e-4)
   assert float(state.hyperparams['learning_rate']) == pytest.approx(rate)
@@ -272,3 +274,24 @@ def public_optimizers():
 
 def test_every_public_optimizer_is_in_the_catalogue():
   assert public_optimizers() == set(CATALOGUE)
+
+
+@pytest.mark.parametrize(
+  'path, label',
+  [
+    (('blocks', 'MultiHeadDotProductAttention_0', 'query', 'kernel'), 'matrix'),
+    (('upscale', 'w'), 'matrix'),
+    (('heads', 'convex'), 'matrix'),
+    (('Embed_0', 'embedding'), 'other'),
+    (('LayerNorm_0', 'w'), 'other'),
+    (('lm_head', 'kernel'), 'other'),
+    (('head', 'kernel'), 'other'),
+    (('gate_biases',), 'other'),
+    (('Conv_0', 'kernel'), 'other'),
+  ],
+)
+def test_matrix_labels_go_by_the_words_of_a_path(path, label):
+  tree = jnp.ones((2, 2))
+  for name in reversed(path):
+    tree = {name: tree}
+  assert jax.tree.leaves(optim.matrix_labels(tree)) == [label]

@@ -273,3 +273,15 @@ def test_orthogonal_tasks_are_not_forgotten():
   np.testing.assert_allclose(after, before / 4, rtol=0.05)
   _, after, final = forgetting(optax.sgd(0.01, 0.99), weight, lambda x, w: x @ w)
   assert np.mean(final - after) > 0.1
+
+
+@pytest.mark.parametrize('captured', [True, False])
+def test_delta_gradient_descent_may_be_masked(captured):
+  """Whether the mask takes the kernels in or leaves them out, leaf by leaf."""
+  params = {'layer': capture(jnp.ones((3, 2))), 'other': jnp.ones(2)}
+  mask = {'layer': Captured(captured, captured), 'other': not captured}
+  tx = optax.masked(delta_gradient_descent(0.1), mask)
+  gradients = {'layer': Captured(jnp.ones((3, 2)), jnp.eye(3)), 'other': jnp.ones(2)}
+  updates, _ = tx.update(gradients, tx.init(params), params)
+  assert bool((updates['layer'].weight == 1).all()) is not captured
+  assert bool((updates['other'] == 1).all()) is captured

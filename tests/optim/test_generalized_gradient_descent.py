@@ -128,3 +128,13 @@ def test_update_needs_params():
 def test_generalized_gradient_descent_refuses(options, message):
   with pytest.raises(ValueError, match=f'`{message}`'):
     generalized_gradient_descent(0.1, **options)
+
+
+def test_retention_that_divides_by_a_learning_rate_of_zero_gives_no_nan():
+  def ridge(weight, old, learning_rate):
+    return jnp.sum((weight - old) ** 2) / (2 * learning_rate) + jnp.sum(weight**2)
+
+  tx = generalized_gradient_descent(optax.linear_schedule(0.0, 1.0, 10), retention=ridge)
+  params = jnp.ones(2)
+  updates, _ = tx.update(jnp.ones(2), tx.init(params), params)
+  assert not updates.any()

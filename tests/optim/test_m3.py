@@ -151,6 +151,8 @@ def test_m3_takes_labels_and_options_of_adamw():
     ({'slow_decay': -0.1}, '`slow_decay`'),
     ({'second_decay': 2}, '`second_decay`'),
     ({'second_moment': 'yes'}, '`second_moment`'),
+    ({'second_moment': 'relative', 'literal': True}, '`second_moment` of `literal` sums'),
+    ({'slow_weight': -1.0}, '`slow_weight`'),
   ],
 )
 def test_m3_refuses(options, message):

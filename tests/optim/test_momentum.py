@@ -67,7 +67,12 @@ def test_momentum_decays_weights_that_its_mask_names():
 
 
 @pytest.mark.parametrize(
-  'options, message', [({'decay': 1.0}, '`decay`'), ({'rate': -1}, '`rate`')]
+  'options, message',
+  [
+    ({'decay': 1.0}, '`decay`'),
+    ({'rate': -1}, '`rate`'),
+    ({'debias': True, 'objective': memories.l2()}, '`debias`'),
+  ],
 )
 def test_momentum_refuses(options, message):
   with pytest.raises(ValueError, match=message):

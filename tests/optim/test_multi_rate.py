@@ -83,3 +83,11 @@ def test_first_expression_that_matches_decides():
 def test_multi_rate_refuses(periods, message):
   with pytest.raises(ValueError, match=message):
     optim.multi_rate(0.1, periods)
+
+
+def test_every_hands_extra_arguments_on():
+  tx = optim.every(optax.contrib.reduce_on_plateau(), 2)
+  state = tx.init(PARAMS)
+  for _ in range(2):
+    updates, state = tx.update(PARAMS, state, PARAMS, value=jnp.ones(()))
+  np.testing.assert_allclose(updates['fast'], 1.0)

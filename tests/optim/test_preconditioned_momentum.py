@@ -114,7 +114,7 @@ def test_adam_is_the_optimal_elementwise_memory_from_gradients_to_their_root_sec
 
 @pytest.mark.usefixtures('float64')
 def test_learned_elementwise_preconditioner_is_rms_with_momentum():
-  rms = optax.scale_by_rms(0.95, 1e-8, eps_in_sqrt=False)
+  rms = optax.scale_by_rms(0.95, 1e-8, eps_in_sqrt=False, bias_correction=True)
   want = updates_of(optax.chain(rms, optax.trace(0.9)))
   assert_same(updates_of(scale_by_learned_preconditioner(0.05)), want)
 

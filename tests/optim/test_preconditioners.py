@@ -149,14 +149,20 @@ def test_diagonal_sum_is_adagrad():
 
 
 def shampoo(gradients, decay, period):
-  """A plain loop; the roots are those of the last multiple of `period`, and I before the first."""
+  """A plain loop; the roots are those of the steps 1, 1 + period, 1 + 2 period and so on."""
+
+  def filled(factor, count):
+    unseen = decay**count
+    mean = np.trace(factor) / len(factor) / (1 - unseen)
+    return factor + unseen * mean * np.eye(len(factor))
+
   left, right = (np.zeros((n, n)) for n in gradients.shape[1:])
   roots, seen = [np.eye(n) for n in gradients.shape[1:]], []
   for count, gradient in enumerate(gradients, 1):
     left = decay * left + (1 - decay) * gradient @ gradient.T
     right = decay * right + (1 - decay) * gradient.T @ gradient
-    if count % period == 0:
-      roots = [np_root(factor / (1 - decay**count), 4) for factor in (left, right)]
+    if count % period == 1 % period:
+      roots = [np_root(filled(factor, count), 4) for factor in (left, right)]
     seen.append(roots[0] @ gradient @ roots[1])
   return np.stack(seen)
 
@@ -167,6 +173,16 @@ def test_kronecker_is_shampoo_with_the_roots_of_the_last_period(period):
   gradients = random((3, 5))
   got, _ = applied(preconditioners.kronecker(0.9, period=period), gradients)
   np.testing.assert_allclose(got, shampoo(gradients, 0.9, period), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize('period', [1, 5])
+@pytest.mark.parametrize('shape', [(1, 64), (8, 64)])
+def test_kronecker_takes_no_leap(shape, period):
+  """Neither before it has seen every direction nor when its roots are computed anew."""
+  gradients = random(shape, 20).astype(np.float32)
+  updates, _ = applied(preconditioners.kronecker(period=period), gradients)
+  sizes = np.sqrt(np.mean(np.square(updates), axis=(1, 2)))
+  assert sizes.max() < 3 * sizes.min()
 
 
 @pytest.mark.usefixtures('float64')
@@ -209,7 +225,8 @@ def test_from_function_applies_it_to_leaves():
 def test_learned_elementwise_is_rms():
   gradients = random((3, 4))
   got, _ = applied(preconditioners.learned(0.05), gradients)
-  want = updates_of(optax.scale_by_rms(0.95, 1e-8, eps_in_sqrt=False), gradients)
+  rms = optax.scale_by_rms(0.95, 1e-8, eps_in_sqrt=False, bias_correction=True)
+  want = updates_of(rms, gradients)
   np.testing.assert_allclose(got, want, rtol=1e-12)
 
 

@@ -153,3 +153,14 @@ def test_delta_gradient_descent_takes_captured_kernels():
   grads = jax.tree.map(jnp.ones_like, params)
   updates, _ = tx.update(grads, tx.init(params), params)
   assert updates['layer'].weight.any()
+
+
+def test_clipping_leaves_captured_moments_alone():
+  """They are large, but no gradients."""
+  params = {'layer': optim.capture(jnp.ones((4, 3)))}
+  grads = {'layer': optim.Captured(jnp.full((4, 3), 0.1), 100 * jnp.eye(4))}
+  found = []
+  for clip_norm in (1.0, None):
+    tx = training.optimizer('delta_gradient_descent', 0.1, clip_norm=clip_norm)
+    found.append(tx.update(grads, tx.init(params), params)[0]['layer'].weight)
+  np.testing.assert_allclose(*found, rtol=1e-6)
