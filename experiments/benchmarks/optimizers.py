@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from experiments.benchmarks import timing
@@ -51,8 +52,9 @@ def measure(sizes: Sizes) -> list[dict[str, Any]]:
   runs, records = [], []
   for name, tx in optimizers(sizes).items():
     state = tx.init(gradients)
-    program = timing.compiled(jax.jit(tx.update), gradients, state, gradients)
-    runs.append(_steps(program.call, gradients, state, sizes.steps))
+    start = jax.tree.map(jnp.copy, gradients), state
+    program = timing.compiled(_step(tx), start, gradients)
+    runs.append(_steps(program.call, start, gradients, sizes.steps))
     records.append(
       {
         'optimizer': name,
@@ -81,13 +83,24 @@ def products(gradients: list[jax.Array]) -> list[jax.Array]:
   return done
 
 
-def _steps(update, gradients, state, num_steps):
-  """A call of `num_steps` steps that begin at the same state."""
+def _step(tx):
+  """A step of parameters and state, whose buffers it gives away as the training step does."""
+
+  def step(start, gradients):
+    params, state = start
+    updates, state = tx.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state
+
+  return jax.jit(step, donate_argnums=0)
+
+
+def _steps(step, start, gradients, num_steps):
+  """A call of `num_steps` steps that go on from those of the call before."""
 
   def call():
-    updates, live = gradients, state
+    nonlocal start
     for _ in range(num_steps):
-      updates, live = update(gradients, live, gradients)
-    return updates, live
+      start = step(start, gradients)
+    return start
 
   return call

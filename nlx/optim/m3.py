@@ -87,12 +87,7 @@ def scale_by_m3(
     leaves.check_decay(name, value)
   for name, value in (('slow_weight', slow_weight), ('eps', eps)):
     leaves.check_not_negative(name, value)
-  kind = second_moment or ('literal' if literal else 'relative')
-  core.check_choice('second_moment', kind, SECOND_MOMENTS)
-  if literal and kind == 'relative':
-    raise ValueError(
-      "`second_moment` of `literal` sums must be 'literal' or 'none', not 'relative'."
-    )
+  kind = _kind_of_second_moment(second_moment, literal)
   orthogonalize = orthogonalize or newton_schulz
   periods = (slow_period,) if isinstance(slow_period, int) else tuple(slow_period)
   for period in periods:
@@ -134,6 +129,14 @@ def scale_by_m3(
     return leaves.as_dtypes_of(updates, gradients), ScaleByM3State(count, fast, slow, second)
 
   return leaves.transformation(init, update)
+
+
+def _kind_of_second_moment(second_moment: str | None, literal: bool) -> str:
+  kind = second_moment or ('literal' if literal else 'relative')
+  core.check_choice('second_moment', kind, SECOND_MOMENTS)
+  if literal and kind == 'relative':
+    raise ValueError("`second_moment` of `literal` sums must be 'literal' or 'none'.")
+  return kind
 
 
 def _slow_level(average, orthogonalize) -> levels.Level:

@@ -1,6 +1,6 @@
 """Newton-Schulz: the orthogonal factor of matrices, by matrix products only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -124,12 +124,8 @@ def newton_schulz(
   """
   schedule = _schedule(steps, coefficients)
   flat, structure = jax.tree.flatten(tree)
-  groups: dict[tuple, list[int]] = {}
-  for i, leaf in enumerate(flat):
-    if leaf.size:
-      rows, columns = sorted(leaves.as_matrix(leaf).shape[-2:])
-      groups.setdefault((rows, columns, leaf.dtype), []).append(i)
-  for (rows, columns, _), members in groups.items():
+  for members in _groups(flat, together=mesh is not None or jax.default_backend() != 'cpu'):
+    rows, columns = sorted(leaves.as_matrix(flat[members[0]]).shape[-2:])
     wide = [_wide(flat[i]).reshape(-1, rows, columns) for i in members]
     done = _orthogonalize(jnp.concatenate(wide), schedule, eps, mesh)
     ends = np.cumsum([len(matrices) for matrices in wide])[:-1]
@@ -146,6 +142,17 @@ def _schedule(steps, coefficients) -> list[Triple]:
     steps = 5 if len(table) == 1 else len(table)
   core.check_positive('steps', steps, 'step')
   return [tuple(table[min(i, len(table) - 1)].tolist()) for i in range(steps)]
+
+
+def _groups(flat, together) -> Iterable[list[int]]:
+  """Leaves of one shape and dtype; on CPUs, where a large one gains nothing, it is by itself."""
+  groups: dict[tuple, list[int]] = {}
+  for i, leaf in enumerate(flat):
+    if leaf.size:
+      rows, columns = sorted(leaves.as_matrix(leaf).shape[-2:])
+      is_alone = not together and 16 * rows * columns >= _CACHE_BYTES
+      groups.setdefault((rows, columns, leaf.dtype, i if is_alone else None), []).append(i)
+  return groups.values()
 
 
 def _orthogonalize(x, schedule, eps, mesh):
