@@ -56,6 +56,7 @@ bench: $(installed) ## Measure speed and memory.
 	$(VENV)/bin/python -m experiments.bench $(ARGS)
 
 results: $(installed) ## Rebuild the tables and figures of the results.
+	$(VENV)/bin/python -m experiments.study --name=all
 	$(VENV)/bin/python -m experiments.results $(ARGS)
 
 clean: ## Remove environments, caches and build files; runs/ stays.

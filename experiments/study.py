@@ -1,6 +1,7 @@
-"""Runs a study of optimizers, and leaves its records and its figure among the results.
+"""Runs studies of optimizers, and leaves their records and figures among the results.
 
   python -m experiments.study --name=curved_valley [--smoke]
+  python -m experiments.study --name=all
 
 Each study has a table in experiments/RESULTS.md, which
 `python -m experiments.results --report_only` makes from the records, and most have a figure in
@@ -11,9 +12,11 @@ import importlib
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
+from experiments import studies
 from experiments.reporting import provenance, tables
 
 STUDIES = (
@@ -24,13 +27,13 @@ STUDIES = (
   'orthogonal_tasks',
   'singular_values',
 )
-_NAME = flags.DEFINE_enum('name', None, STUDIES, 'Which study.', required=True)
+_NAME = flags.DEFINE_enum('name', None, [*STUDIES, 'all'], 'Which study.', required=True)
 _SMOKE = flags.DEFINE_bool('smoke', False, 'Toy sizes; written only where --folder says.')
 _FOLDER = flags.DEFINE_string('folder', None, 'For results and figure, instead of their places.')
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the study, prints its table and writes what it found."""
+  """Runs the studies, prints their tables and writes what they found."""
   if len(argv) > 1:
     raise app.UsageError(f'Unknown arguments: {argv[1:]}')
   # Here, so that --help need not wait for JAX.
@@ -39,23 +42,27 @@ def main(argv: Sequence[str]) -> None:
 
   absl.logging.set_verbosity(absl.logging.WARNING)
   device = f'1 x {jax.devices()[0].device_kind}'
-  command = f'python -m experiments.study --name={_NAME.value}' + ' --smoke' * _SMOKE.value
-  record = provenance.record(command, device)  # Of the code that runs, though it may change.
-  study = importlib.import_module(f'experiments.studies.{_NAME.value}')
-  found = study.run(study.SMOKE if _SMOKE.value else study.FULL)
-  print(tables.markdown(found.rows))
-  if _SMOKE.value and not _FOLDER.value:
-    return
+  for name in STUDIES if _NAME.value == 'all' else [_NAME.value]:
+    command = f'python -m experiments.study --name={name}' + ' --smoke' * _SMOKE.value
+    record = provenance.record(command, device)  # Of the code that runs, though it may change.
+    study = importlib.import_module(f'experiments.studies.{name}')
+    found = study.run(study.SMOKE if _SMOKE.value else study.FULL)
+    print(tables.markdown(found.rows), flush=True)
+    if _FOLDER.value or not _SMOKE.value:
+      write(name, {'title': study.TITLE, **record, 'caption': study.CAPTION}, found)
+
+
+def write(name: str, result: dict[str, Any], found: studies.Found) -> None:
+  """Writes the records of a study, and its figure."""
   folder = pathlib.Path(_FOLDER.value) if _FOLDER.value else None
   results, images = folder or provenance.RESULTS, folder or provenance.ROOT / 'docs' / 'images'
-  result = {'title': study.TITLE, **record, 'caption': study.CAPTION, 'rows': found.rows}
   if found.figure is not None:
-    result['figure'] = f'{_NAME.value}.png'
+    result['figure'] = f'{name}.png'
     images.mkdir(parents=True, exist_ok=True)
     found.figure.savefig(images / result['figure'], dpi=150)
+  result['rows'] = found.rows
   results.mkdir(parents=True, exist_ok=True)
-  path = results / f'{_NAME.value}.json'
-  path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+  (results / f'{name}.json').write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

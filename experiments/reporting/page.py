@@ -39,14 +39,17 @@ def page(results: pathlib.Path, notes: pathlib.Path) -> str:
   return '\n'.join(parts)
 
 
-def _order(path: pathlib.Path) -> tuple[bool, str]:
-  """Speed comes last."""
-  return path.stem == 'bench', path.stem
+def _order(path: pathlib.Path) -> tuple[int, str]:
+  """Models come first, then the studies, and speed last."""
+  ranks = {'language_model': 0, 'learning_rates': 1, 'bench': 3}
+  return ranks.get(path.stem, 2), path.stem
 
 
 def _file(stem: str, result: dict[str, Any]) -> str:
   """One results file: its tables, each with where its numbers come from."""
-  parts = [f'## {result.get("title", stem.replace("_", " "))}\n']
+  title = result.get('title', stem.replace('_', ' '))
+  parts = [f'## {title}\n']
+  parts += [f'![{title}](../docs/images/{result["figure"]})\n'] if 'figure' in result else []
   sections = result.get('sections') or {'': result}
   for name, section in sections.items():
     rows = [row for row in result['rows'] if row.get('section', '') == name]

@@ -39,7 +39,7 @@ class Contender(NamedTuple):
 
 
 FULL = Sizes()
-SMOKE = Sizes('transformer-smoke', 2, (0, 1), ('adamw', 'delta_momentum'))
+SMOKE = Sizes('transformer-smoke', 2, (0,), ('delta_momentum',))
 CONTENDERS = {
   'adamw': Contender((1.5e-3, 3e-3, 6e-3)),
   'ademamix': Contender((1.5e-3, 3e-3, 6e-3)),

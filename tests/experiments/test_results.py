@@ -68,6 +68,13 @@ def test_committed_report_is_that_of_the_committed_results():
   )
 
 
+def test_report_shows_the_figure_of_a_result(tmp_path):
+  record = {'command': 'a', 'commit': 'b', 'hardware': 'c', 'versions': {}}
+  result = {'title': 'A study', 'figure': 'study.png', 'rows': [{'x': 1}], **record}
+  (tmp_path / 'study.json').write_text(json.dumps(result))
+  assert '![A study](../docs/images/study.png)' in page.page(tmp_path, NOTES)
+
+
 def test_seeds_become_mean_and_spread():
   rows = [{'model': 'a', 'seed': seed, 'size': 7, 'bits': 1.0 + seed} for seed in range(3)]
   assert tables.over_seeds(rows) == [

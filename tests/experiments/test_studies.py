@@ -8,7 +8,8 @@ from experiments.studies import digits
 
 
 @pytest.mark.parametrize(
-  'name', ['curved_valley', 'gradient_horizon', 'orthogonal_tasks', 'singular_values']
+  'name',
+  ['curved_valley', 'gradient_horizon', 'language', 'orthogonal_tasks', 'singular_values'],
 )
 def test_study_finds_finite_numbers_and_draws_them(name):
   study = importlib.import_module(f'experiments.studies.{name}')
