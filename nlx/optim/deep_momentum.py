@@ -36,11 +36,10 @@ def scale_by_deep_momentum(
   The paper leaves the network, its keys and its start open. Ours: every leaf [..., M, N] has a
   memory of its own, M(u) = W1 silu((W0 + W2) u). Keys and values at once are the rows u_i of the
   gradient, divided by their mean norm. Learned are theta = (W1, W2), from zeros; W0 is random and
-  does not decay. (Were the whole of a layer to decay, as printed, its features would be gone in a
-  few multiples of 1 / (1 - decay) steps; on regressions and on Rosenbrock's valley that is clearly
-  worse.) rate' = rate / (1 + rate mean ||x||^2) is the proximal rate of a matrix with inputs x, and
-  errors are divided by the two matrices that learn at once, as in the memories of a sequence.
-  Leading axes are a batch of memories; a vector is one row.
+  does not decay: were the whole of a layer to decay, as printed, its features would be gone in a
+  few multiples of 1 / (1 - decay) steps. rate' = rate / (1 + rate mean ||x||^2) is the proximal
+  rate of a matrix with inputs x, and errors are divided by the two matrices that learn at once, as
+  in the memories of a sequence. Leading axes are a batch of memories; a vector is one row.
 
   Why it descends: with the dot-product objective what one step writes to W1 is a multiple of
   sum_j u_j h_j^T with h = silu(W0 u). Read out at u_i it is sum_j u_j <h_j, h_i>, whose product

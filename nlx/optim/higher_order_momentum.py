@@ -1,24 +1,17 @@
 """Momentum of higher-order features of the gradients."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from nlx.optim import assembly, leaves
-from nlx.optim.momentum import ScaleByMomentumState, scale_by_momentum
+from nlx.optim.preconditioned_momentum import scale_by_preconditioned_momentum
 from nlx.optim.preconditioners import Preconditioner, identity
 
 Features = Callable[[jax.Array], jax.Array]
-
-
-class ScaleByHigherOrderMomentumState(NamedTuple):
-  """State of `scale_by_higher_order_momentum`."""
-
-  momentum: ScaleByMomentumState
-  preconditioner: Any  # of the preconditioner
 
 
 def polynomial(coefficients: Sequence[float] = (1.0, 0.1)) -> Features:
@@ -94,21 +87,14 @@ def scale_by_higher_order_momentum(
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 51.
   """
   phi = polynomial() if features is None else features
-  precondition = identity() if preconditioner is None else preconditioner
-  momentum = scale_by_momentum(decay)
-
-  def init(params):
-    return ScaleByHigherOrderMomentumState(momentum.init(params), precondition.init(params))
+  momentum = scale_by_preconditioned_momentum(decay, preconditioner=preconditioner or identity())
 
   def update(gradients, state, params):
-    del params
     lifted = jax.tree.map(lambda g: phi(leaves.in_float32(g)), gradients)
-    learned = precondition.update(lifted, state.preconditioner)
-    updates, memory = momentum.update(precondition.apply(lifted, learned), state.momentum)
-    updates = leaves.as_dtypes_of(updates, gradients)
-    return updates, ScaleByHigherOrderMomentumState(memory, learned)
+    updates, state = momentum.update(lifted, state, params)
+    return leaves.as_dtypes_of(updates, gradients), state
 
-  return leaves.transformation(init, update)
+  return leaves.transformation(momentum.init, update)
 
 
 def higher_order_momentum(
