@@ -1,6 +1,5 @@
-"""Optimizers on the small Transformer++ and English documentation, at equal tuning."""
+"""Optimizers on the small language models and English documentation, at equal tuning."""
 
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -8,56 +7,67 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import common, language_model
+from experiments.benchmarks import timing
 from experiments.configs import lm
 from experiments.studies import Found
 from nlx import data, training
 
-TITLE = 'Optimizers on a language model'
+TITLE = 'Optimizers on language models'
 CAPTION = (
-  '`lm.py:transformer-tiny` on its corpus, 100 steps of 1,024 tokens. Every optimizer was tried at '
-  'three learning rates on seed 0; the one with the lowest loss was run with two more seeds. All '
-  'have the same warm-up, cosine, clipping and weight decay. Rules for matrices leave the rest to '
-  'AdamW, at the same rate, but at 6e-3 for delta and deep momentum, whose steps differ in size. '
-  '`train loss` is the mean of the last 20 steps in nats per byte; seconds are of the whole step.'
+  '`lm.py:transformer-tiny` and `lm.py:hope-tiny` on their corpus, 100 steps of 1,024 tokens. Every '
+  'optimizer was tried at three learning rates on seed 0; the one with the lowest loss was run with '
+  'two more seeds. All have the same warm-up, cosine, clipping and weight decay. Rules for matrices '
+  'leave the rest to AdamW, at the same rate, but for delta and deep momentum, whose steps differ '
+  'in size, at that of the middle of the grid of AdamW. `train loss` is the mean of the last 20 '
+  'steps in nats per byte. Times are medians of the whole step, the optimizers taking turns.'
 )
 
 
 class Sizes(NamedTuple):
   """What is measured."""
 
-  model: str = 'transformer-tiny'
+  models: tuple[str, ...] = ('transformer-tiny', 'hope-tiny')
   steps: int = 100
   seeds: tuple[int, ...] = (0, 1, 2)
   contenders: tuple[str, ...] | None = None  # All if None.
+  turns: int = 7  # Timed steps of each optimizer.
 
 
-class Contender(NamedTuple):
-  """An optimizer, the rates that it is tried at, and options beyond those of the configuration."""
-
-  rates: tuple[float, float, float]
-  adamw_rate: float | None = None  # For what is no matrix; the same if None.
-
+Rates = tuple[float, float, float]
 
 FULL = Sizes()
-SMOKE = Sizes('transformer-smoke', 2, (0,), ('delta_momentum',))
-CONTENDERS = {
-  'adamw': Contender((2e-3, 6e-3, 1.8e-2)),
-  'ademamix': Contender((2e-3, 6e-3, 1.8e-2)),
-  'muon': Contender((2e-3, 6e-3, 1.8e-2)),
-  'm3': Contender((2e-3, 6e-3, 1.8e-2)),
-  'delta_momentum': Contender((0.1, 0.3, 0.9), adamw_rate=6e-3),
-  'deep_momentum': Contender((5e-4, 1.5e-3, 4.5e-3), adamw_rate=6e-3),
+SMOKE = Sizes(('transformer-smoke',), 2, (0,), ('delta_momentum',), turns=1)
+# The rates at which each optimizer is tried, by family: about three times the one before, around
+# the best of a first look.
+RATES: dict[str, dict[str, Rates]] = {
+  'transformer': {
+    'adamw': (7e-4, 2e-3, 6e-3),
+    'ademamix': (2e-3, 6e-3, 1.8e-2),
+    'muon': (6e-3, 1.8e-2, 5.4e-2),
+    'm3': (2e-3, 6e-3, 1.8e-2),
+    'delta_momentum': (0.03, 0.1, 0.3),
+    'deep_momentum': (5e-4, 1.5e-3, 4.5e-3),
+  },
+  'hope': {
+    'adamw': (6e-3, 1.8e-2, 5.4e-2),
+    'ademamix': (6e-3, 1.8e-2, 5.4e-2),
+    'muon': (6e-3, 1.8e-2, 5.4e-2),
+    'm3': (6e-3, 1.8e-2, 5.4e-2),
+    'delta_momentum': (0.1, 0.3, 0.9),
+    'deep_momentum': (1.5e-3, 4.5e-3, 1.35e-2),
+  },
 }
+OWN_SCALE = ('delta_momentum', 'deep_momentum')  # Their rates are of no use to AdamW.
 
 STYLES = ('-', '--', '-.', ':', (0, (5, 1)), (0, (1, 1)))
 
 
-class Curve(NamedTuple):
+class Run(NamedTuple):
   """One run."""
 
   losses: np.ndarray  # [steps] nats per byte
   bits_per_byte: float  # held out
-  seconds: float  # of a step
+  step: 'Step'
 
   @property
   def train_loss(self) -> float:
@@ -66,79 +76,97 @@ class Curve(NamedTuple):
     return last if np.isfinite(last) else float('inf')
 
 
+class Step:
+  """A training step that goes on from its own last state."""
+
+  def __init__(self, step: Any, state: Any):
+    """Takes a function (state, batch) -> (state, metrics) and the first state."""
+    self.step, self.state, self.batch = step, state, None
+
+  def __call__(self) -> jax.Array:
+    """Takes one step, on the last batch again, and returns its loss."""
+    self.state, metrics = self.step(self.state, self.batch)
+    return metrics['loss']
+
+
 def run(sizes: Sizes) -> Found:
-  """Returns a row for each optimizer and seed, and the mean curves."""
-  rows, curves = [], {}
-  for name in sizes.contenders or CONTENDERS:
-    contender = CONTENDERS[name]
-    tried = {rate: train(sizes, name, rate, sizes.seeds[0]) for rate in contender.rates}
-    best = min(tried, key=lambda rate: tried[rate].train_loss)
-    rest = [train(sizes, name, best, seed) for seed in sizes.seeds[1:]]
-    curves[name] = [tried[best], *rest]
-    for seed, curve in zip(sizes.seeds, curves[name], strict=True):
-      rows.append(
-        {
-          'optimizer': name,
-          'rate': f'{best:g}' + ('' if best == contender.rates[1] else ', at the edge'),
-          'seed': seed,
-          'train_loss': curve.train_loss,
-          'held_out_bits_per_byte': curve.bits_per_byte,
-          'ms_per_step': 1e3 * curve.seconds,
-        }
-      )
-    print(rows[-1], flush=True)
-  return Found(rows, _plot(curves))
+  """Returns a row for each model, optimizer and seed, and the mean curves."""
+  rows, figure = [], Figure(figsize=(9, 3.8 * len(sizes.models)), layout='constrained')
+  grid = figure.subplots(len(sizes.models), 2, squeeze=False)
+  for model, axes in zip(sizes.models, grid, strict=True):
+    runs = {name: tune(sizes, model, name) for name in sizes.contenders or RATES['hope']}
+    steps = [finished[0].step for _, finished in runs.values()]
+    seconds = dict(zip(runs, timing.medians(steps, sizes.turns), strict=True))
+    for name, (rate, finished) in runs.items():
+      for seed, one in zip(sizes.seeds, finished, strict=True):
+        rows.append(
+          {
+            'model': model,
+            'optimizer': name,
+            'rate': rate,
+            'seed': seed,
+            'train_loss': one.train_loss,
+            'held_out_bits_per_byte': one.bits_per_byte,
+            'ms_per_step': 1e3 * seconds[name],
+          }
+        )
+    curves = {name: [one.losses for one in finished] for name, (_, finished) in runs.items()}
+    _plot(axes, model, curves, seconds)
+  return Found(rows, figure)
 
 
-def train(sizes: Sizes, name: str, rate: float, seed: int) -> Curve:
+def tune(sizes: Sizes, model: str, name: str) -> tuple[str, list[Run]]:
+  """Returns the best learning rate, in words, and its runs, one for each seed."""
+  rates = RATES[model.partition('-')[0]][name]
+  tried = {rate: train(sizes, model, name, rate, sizes.seeds[0]) for rate in rates}
+  best = min(tried, key=lambda rate: tried[rate].train_loss)
+  rest = [train(sizes, model, name, best, seed) for seed in sizes.seeds[1:]]
+  print(model, name, {rate: one.train_loss for rate, one in tried.items()}, flush=True)
+  return f'{best:g}' + ('' if best == rates[1] else ', at the edge'), [tried[best], *rest]
+
+
+def train(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> Run:
   """Trains once."""
-  config = configure(sizes, name, rate, seed)
+  config = configure(sizes, model, name, rate, seed)
   language = common.create(config)
   corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
   task = language_model.make_task(config, language, corpus)
-  step = training.make_step(task.loss_fn, task.tx)
   state = training.init_state(language.params, task.tx, key=jax.random.key(seed))
-  losses, seconds = [], []
+  step = Step(training.make_step(task.loss_fn, task.tx), state)
+  losses = []
   for _ in range(sizes.steps):
-    batch = jax.device_put(next(task.batches))
-    start = time.perf_counter()
-    state, metrics = step(state, batch)
-    losses.append(float(metrics['loss']))
-    seconds.append(time.perf_counter() - start)
+    step.batch = jax.device_put(next(task.batches))
+    losses.append(float(step()))
   validation = map(jax.device_put, task.validation)
-  loss, _ = training.evaluate(training.make_eval(task.loss_fn), state.params, validation)
+  loss, _ = training.evaluate(training.make_eval(task.loss_fn), step.state.params, validation)
   bits = training.bits_per_byte(loss, task.validation_bytes_per_token)
-  return Curve(np.array(losses), bits, float(np.median(seconds)))
+  return Run(np.array(losses), bits, step)
 
 
-def configure(sizes: Sizes, name: str, rate: float, seed: int) -> Any:
+def configure(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> Any:
   """Returns the configuration of one run."""
-  config = lm.get_config(sizes.model)
+  config = lm.get_config(model)
   config.seed = seed
   config.training.steps = sizes.steps
   config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, sizes.steps - 1)
   config.optimizer.name, config.optimizer.learning_rate = name, rate
-  adamw_rate = CONTENDERS[name].adamw_rate
-  if adamw_rate is not None:
+  if name in OWN_SCALE:
     with config.unlocked():
-      config.optimizer[name].adamw.learning_rate = adamw_rate
+      middle = RATES[model.partition('-')[0]]['adamw'][1]
+      config.optimizer[name].adamw.learning_rate = middle
   return config
 
 
-def _plot(curves: dict[str, list[Curve]]) -> Figure:
-  figure = Figure(figsize=(9, 3.8), layout='constrained')
-  for axes, against in zip(figure.subplots(1, 2, sharey=True), ('steps', 'seconds'), strict=True):
-    for (name, runs), style in zip(curves.items(), STYLES, strict=False):
-      mean = np.mean([_smooth(curve.losses) for curve in runs], axis=0)
-      x = np.arange(1, len(mean) + 1)
-      if against == 'seconds':
-        x = x * np.mean([curve.seconds for curve in runs])
+def _plot(row: Any, model: str, curves: dict[str, list[np.ndarray]], seconds: dict) -> None:
+  for axes, against in zip(row, ('steps', 'seconds'), strict=True):
+    for (name, losses), style in zip(curves.items(), STYLES, strict=False):
+      mean = np.mean([_smooth(one) for one in losses], axis=0)
+      x = np.arange(1, len(mean) + 1) * (seconds[name] if against == 'seconds' else 1)
       axes.plot(x, mean, linestyle=style, label=name.replace('_', ' '))
-    axes.set(xlabel=against)
+    axes.set(xlabel=against, title=model)
     axes.grid(alpha=0.3)
-  figure.axes[0].set_ylabel('training loss, nats per byte')
-  figure.axes[0].legend()
-  return figure
+  row[0].set_ylabel('training loss, nats per byte')
+  row[0].legend()
 
 
 def _smooth(losses: np.ndarray, width: int = 10) -> np.ndarray:
