@@ -16,6 +16,7 @@ L     layers
 """
 
 from nlx.core.checks import check_above_zero, check_choice, check_divides, check_positive
+from nlx.core.orthogonal import QUINTIC, Triple, matrix_norm, orthogonalize
 from nlx.core.products import matmul
 from nlx.core.scan import join_time, scan_chunks, split_time
 from nlx.core.trees import (
@@ -28,6 +29,8 @@ from nlx.core.trees import (
 )
 
 __all__ = [
+  'QUINTIC',
+  'Triple',
   'check_above_zero',
   'check_choice',
   'check_divides',
@@ -35,6 +38,8 @@ __all__ = [
   'clip_by_norm',
   'join_time',
   'matmul',
+  'matrix_norm',
+  'orthogonalize',
   'scan_chunks',
   'select',
   'split_time',

@@ -3,6 +3,7 @@
 from nlx.memories.layer import Layer, layer
 from nlx.memories.memory import (
   Memory,
+  MemoryState,
   Tokens,
   absorb,
   init_state,
@@ -11,34 +12,56 @@ from nlx.memories.memory import (
   surprise,
   weights_of,
 )
-from nlx.memories.networks import Network, apply, init_weights, matrix, mlp
-from nlx.memories.objectives import Objective, dot_product, huber, l2
-from nlx.memories.rules import Gates, Rule, dgd, gradient, log_gate, mask_gates
+from nlx.memories.networks import Network, apply, init_weights, matrix, mlp, normed
+from nlx.memories.objectives import Objective, dot_product, huber, l2, lp
+from nlx.memories.rules import (
+  Gates,
+  Retention,
+  Rule,
+  delta_rule,
+  dgd,
+  gradient,
+  kl_retention,
+  log_gate,
+  lq_retention,
+  mask_gates,
+  oja,
+  omega,
+)
 from nlx.memories.triangular import unit_lower_inverse
 
 __all__ = [
   'Gates',
   'Layer',
   'Memory',
+  'MemoryState',
   'Network',
   'Objective',
+  'Retention',
   'Rule',
   'Tokens',
   'absorb',
   'apply',
+  'delta_rule',
   'dgd',
   'dot_product',
   'gradient',
   'huber',
   'init_state',
   'init_weights',
+  'kl_retention',
   'l2',
   'layer',
   'level',
   'log_gate',
+  'lp',
+  'lq_retention',
   'mask_gates',
   'matrix',
   'mlp',
+  'normed',
+  'oja',
+  'omega',
   'read',
   'surprise',
   'unit_lower_inverse',

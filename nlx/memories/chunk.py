@@ -9,6 +9,10 @@ B[t,s] = b_t / b_s for s <= t, G = A B and c = A b, it unrolls to
 where u_s = decay_s W_{s-1} x_s is what the decay removes, the solution of one unit lower triangular
 system per chunk. The factors A, B, G depend on gates only and are shared by all matrices of a
 memory; the system depends on the inputs only and is shared by all memories that read the same keys.
+
+Rules differ in little. Under an exact rule e_s is -v_s, and u_s holds the rest of the error. Under
+a window, G and B are multiplied by the band of tokens that make up each write, and the tokens
+before the chunk are further columns.
 """
 
 from typing import NamedTuple
@@ -25,7 +29,7 @@ class Factors(NamedTuple):
   """What a chunk's gates alone determine; None where the rule does not use it."""
 
   kept: jax.Array | None  # a_t [..., C]
-  kept_between: jax.Array  # A [..., C, C], zero above the diagonal
+  kept_between: jax.Array  # A [..., C, C'], zero above the diagonal
   push: 'PushFactors | None'
 
 
@@ -33,39 +37,65 @@ class PushFactors(NamedTuple):
   """The part of `Factors` that momentum adds."""
 
   carried: jax.Array  # c_t [..., C]
-  carried_between: jax.Array  # G [..., C, C]
+  carried_between: jax.Array  # G [..., C, C']
   momentum: jax.Array  # b_C [...]
-  momentum_to_end: jax.Array  # B[C, :] [..., C]
+  momentum_to_end: jax.Array  # B[C, :] [..., C']
 
 
 def gate_factors(rule: Rule, gates: Gates) -> Factors:
-  """Running products of the gates, in log space and masked before the exponential."""
-  size = gates.rate.shape[-1]
-  lower = jnp.tril(jnp.ones((size, size), gates.rate.dtype))
-  lower = lower.reshape((1,) * (gates.rate.ndim - 1) + lower.shape)
-  if rule.retention:
-    log_kept, kept_between = _running_products(gates.log_retention, lower)
-    kept = jnp.exp(log_kept)
-  else:
-    kept, kept_between = None, jnp.broadcast_to(lower, gates.rate.shape + (size,))
-  if not rule.momentum:
-    return Factors(kept, kept_between, None)
-  log_momentum, momentum_between = _running_products(gates.log_momentum, lower)
-  momentum = jnp.exp(log_momentum)
+  """Running products of the gates of C tokens, for writes of C' = C + window - 1 tokens."""
+  kept, kept_between = retained(rule, gates)
   added = kept_between if gates.valid is None else kept_between * gates.valid[..., None, :]
+  if not rule.momentum:
+    kept_between = kept_between if rule.window == 1 else windowed(rule, added)
+    return Factors(kept, kept_between, None)
+  momentum, momentum_between = running_products(gates.log_momentum)
   push = PushFactors(
     carried=matmul(added, momentum[..., None])[..., 0],
-    carried_between=matmul(added, momentum_between),
+    carried_between=windowed(rule, matmul(added, momentum_between)),
     momentum=momentum[..., -1],
-    momentum_to_end=momentum_between[..., -1, :],
+    momentum_to_end=windowed(rule, momentum_between)[..., -1, :],
   )
   return Factors(kept, kept_between, push)
 
 
-def _running_products(logs, lower):
+def retained(rule: Rule, gates: Gates) -> tuple[jax.Array | None, jax.Array]:
+  """a_t [..., C], None without retention, and A [..., C, C]."""
+  if rule.retention:
+    return running_products(gates.log_retention)
+  return None, jnp.broadcast_to(_lower(gates.rate), (*gates.rate.shape, gates.rate.shape[-1]))
+
+
+def running_products(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Products of gates from their logarithms [..., C].
+
+  Returns:
+    Those up to each token [..., C], and those after one token up to another [..., C, C], zero above
+    the diagonal, which is masked before the exponential.
+  """
+  lower = _lower(logs)
   running = matmul(lower, logs[..., None])[..., 0]
   between = running[..., :, None] - running[..., None, :]
-  return running, lower * jnp.exp(jnp.where(lower > 0, between, 0))
+  return jnp.exp(running), lower * jnp.exp(jnp.where(lower > 0, between, 0))
+
+
+def windowed(rule: Rule, between: jax.Array) -> jax.Array:
+  """Factors of writes as factors of the tokens in their windows: [..., C, C] to [..., C, C'].
+
+  The first window - 1 of the C' tokens are those before the chunk.
+  """
+  if rule.window == 1:
+    return between
+  size = between.shape[-1]
+  behind = jnp.arange(size)[:, None] + rule.window - 1 - jnp.arange(size + rule.window - 1)[None]
+  band = ((behind >= 0) & (behind < rule.window)).astype(between.dtype)
+  return matmul(between, band)
+
+
+def _lower(gate):
+  """Ones on and below the diagonal, [..., C, C] with leading axes of 1."""
+  lower = jnp.tril(jnp.ones((gate.shape[-1],) * 2, gate.dtype))
+  return lower.reshape((1,) * (gate.ndim - 1) + lower.shape)
 
 
 class MatrixState(NamedTuple):
@@ -73,6 +103,7 @@ class MatrixState(NamedTuple):
 
   weight: jax.Array  # W [..., V, K]
   momentum: jax.Array | None  # S [..., V, K]; None without momentum
+  dual: jax.Array | None = None  # A [..., V, K], what a mirror map makes the weight of
 
 
 class MatrixChunk(NamedTuple):
@@ -80,8 +111,8 @@ class MatrixChunk(NamedTuple):
 
   start: MatrixState
   factors: Factors
-  inputs: jax.Array  # x_t [..., C, K]
-  writes: jax.Array  # write_t e_t [..., C, V]
+  inputs: jax.Array  # x_t [..., C', K]
+  writes: jax.Array  # write_t e_t [..., C', V]
   removed: jax.Array | None  # u_t [..., C, V]; None without delta
 
 
@@ -97,11 +128,11 @@ def matrix_chunk(
 
   Args:
     rule: The rule.
-    factors: `gate_factors(rule, gates)`.
-    gates: [..., C].
+    factors: `gate_factors` of the chunk.
+    gates: [..., C'], those of the tokens in the first window included.
     start: State before the chunk, or before the part of a chunk that these tokens are.
-    inputs: x_t [..., C, K].
-    errors: e_t [..., C, V], at the weights of the chunk's start.
+    inputs: x_t [..., C', K].
+    errors: e_t [..., C', V], at the weights of the chunk's start.
 
   Returns:
     The chunk, to be read with `read_tokens` and closed with `last_state`.
@@ -136,6 +167,14 @@ def read_tokens(chunk: MatrixChunk, queries: jax.Array) -> jax.Array:
   if chunk.removed is not None:
     out -= matmul(factors.kept_between * scores, chunk.removed)
   return out
+
+
+def read_transposed(chunk: MatrixChunk, queries: jax.Array) -> jax.Array:
+  """W_t^T q_t for every token of a chunk without momentum: [..., C, V] to [..., C, K]."""
+  factors, start = chunk.factors, chunk.start
+  written = chunk.writes if chunk.removed is None else chunk.writes + chunk.removed
+  out = _scaled(factors.kept, matmul(queries, start.weight))
+  return out - matmul(factors.kept_between * matmul(queries, written.mT), chunk.inputs)
 
 
 def last_state(chunk: MatrixChunk) -> MatrixState:

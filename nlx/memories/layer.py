@@ -8,10 +8,18 @@ import jax.numpy as jnp
 
 from nlx import core
 from nlx.levels import PeriodicLevel, PeriodicState
-from nlx.memories.chunk import gate_factors
-from nlx.memories.memory import Memory, Tokens, absorb, level, read, weights_of
+from nlx.memories.memory import (
+  Memory,
+  Tokens,
+  absorb,
+  form,
+  level,
+  natural_objective,
+  read,
+  weights_of,
+)
 from nlx.memories.networks import Network, Weights, apply
-from nlx.memories.objectives import Objective, l2
+from nlx.memories.objectives import Objective
 from nlx.memories.rules import Rule, mask_gates
 
 
@@ -42,6 +50,7 @@ def layer(
   target: Callable[[Weights, jax.Array], jax.Array] | None = None,
   reads: str = 'token',
   remat: bool = True,
+  widths: tuple[int, int] = (0, 0),
 ) -> Layer:
   """Makes a memory layer.
 
@@ -49,18 +58,20 @@ def layer(
     network: The map, such as `mlp(hidden=64)`.
     rule: The update rule, such as `dgd(momentum=True)`.
     chunk_size: Tokens whose errors are taken at one state.
-    objective: What a write lowers; `l2()` if not given.
+    objective: What a write lowers; what the rule is printed with, mostly `l2()`, if not given.
     target: What a value is turned into before it is written, see `Memory`; nothing if not given.
     reads: 'token', each query is answered by the weights after its own token, or 'chunk', by those
       of the chunk's start (Eq. 90 as printed).
     remat: Whether the backward pass recomputes each chunk from its start, which takes less memory
       and, on CPUs, less time than keeping what it needs.
+    widths: K and V, needed by a rule with a window.
 
   Returns:
     The layer.
 
   Raises:
-    ValueError: If `chunk_size` is smaller than 1 or `reads` is unknown.
+    ValueError: If `chunk_size` is smaller than 1, `reads` is unknown, or the rule does not apply to
+      the network or the objective.
 
   Example:
     >>> import jax, jax.numpy as jnp, nlx
@@ -78,8 +89,10 @@ def layer(
     arXiv 2407.04620, Sec. 2.5.
   """
   core.check_choice('reads', reads, ('token', 'chunk'))
-  memory = Memory(network, rule, objective or l2(), target or (lambda weights, values: values))
-  periodic_level = level(memory, chunk_size)
+  objective = objective or natural_objective(rule)
+  memory = Memory(network, rule, objective, target or (lambda weights, values: values))
+  periodic_level = level(memory, chunk_size, widths)
+  gate_factors = form(rule).gate_factors
 
   def write(state, tokens, queries, factors, ticks):
     live, solved = absorb(memory, state.gathered, state.held, tokens, factors)

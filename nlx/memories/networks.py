@@ -1,5 +1,6 @@
 """The maps that memories are: a linear map, a residual MLP, or the user's own."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,30 +25,56 @@ class Network(NamedTuple):
     shapes: `(key_dim, value_dim) -> {name: (out, in)}`.
     apply: `(linear, keys [..., C, K]) -> values [..., C, V]`, where `linear(name, x)` maps the last
       axis of x by the matrix of that name.
+    linear: Whether the map is one matrix, named 'w', which some rules need.
   """
 
   shapes: Callable[[int, int], dict[str, tuple[int, int]]]
   apply: Callable[[Linear, jax.Array], jax.Array]
+  linear: bool = False
 
 
-def matrix() -> Network:
+@functools.cache
+def matrix(bias: bool = False) -> Network:
   """M(k) = W k, the state of linear attention and of the delta rule.
+
+  Args:
+    bias: Whether a vector is added, M(k) = W k + b, which is learned like W.
 
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 64-65.
   """
+  if not bias:
+    return Network(
+      shapes=lambda key_dim, value_dim: {'w': (value_dim, key_dim)},
+      apply=lambda linear, keys: linear('w', keys),
+      linear=True,
+    )
   return Network(
-    shapes=lambda key_dim, value_dim: {'w': (value_dim, key_dim)},
-    apply=lambda linear, keys: linear('w', keys),
+    shapes=lambda key_dim, value_dim: {'b': (value_dim, 1), 'w': (value_dim, key_dim)},
+    apply=lambda linear, keys: linear('w', keys) + linear('b', _ones(keys)),
   )
 
 
-def mlp(hidden: int, activation: Callable[[jax.Array], jax.Array] = jax.nn.silu) -> Network:
+def _ones(x):
+  """The input of a bias, which is a matrix of one column."""
+  return jnp.ones_like(x[..., :1])
+
+
+@functools.cache
+def mlp(
+  hidden: int,
+  activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+  *,
+  residual: bool = True,
+  bias: bool = False,
+) -> Network:
   """M(k) = k + W1 activation(W2 k), a residual two-layer MLP.
 
   Args:
     hidden: F, the width of the hidden layer.
     activation: The non-linearity.
+    residual: Whether k is added; if not, keys and values may differ in width.
+    bias: Whether both layers have a bias, learned like the matrices.
 
   Returns:
     A network whose keys and values have one width.
@@ -61,11 +88,44 @@ def mlp(hidden: int, activation: Callable[[jax.Array], jax.Array] = jax.nn.silu)
   core.check_positive('hidden', hidden)
 
   def shapes(key_dim, value_dim):
-    if key_dim != value_dim:
+    if residual and key_dim != value_dim:
       raise ValueError(f'a residual memory needs equal widths, got {key_dim=} and {value_dim=}.')
-    return {'w1': (value_dim, hidden), 'w2': (hidden, key_dim)}
+    biases = {'b1': (value_dim, 1), 'b2': (hidden, 1)} if bias else {}
+    return {**biases, 'w1': (value_dim, hidden), 'w2': (hidden, key_dim)}
 
-  return Network(shapes, lambda linear, x: x + linear('w1', activation(linear('w2', x))))
+  def layer(linear, index, x):
+    out = linear(f'w{index}', x)
+    return out + linear(f'b{index}', _ones(x)) if bias else out
+
+  def apply(linear, x):
+    out = layer(linear, 1, activation(layer(linear, 2, x)))
+    return x + out if residual else out
+
+  return Network(shapes, apply)
+
+
+def normed(network: Network, scale: jax.Array, offset: jax.Array) -> Network:
+  """M(k) = k + LayerNorm(network(k)), the map of TTT-Linear and TTT-MLP.
+
+  Args:
+    network: The inner map, whose matrices are learned; its keys and values have one width.
+    scale: Of the norm, a slow weight that broadcasts with [..., C, V].
+    offset: Of the norm, likewise.
+
+  Returns:
+    The network.
+
+  References:
+    Sun et al., TTT, arXiv 2407.04620, Sec. 2.7.
+  """
+
+  def apply(linear, keys):
+    out = network.apply(linear, keys)
+    out = out - jnp.mean(out, axis=-1, keepdims=True)
+    out = out * jax.lax.rsqrt(jnp.mean(jnp.square(out), axis=-1, keepdims=True) + 1e-6)
+    return keys + out * scale + offset
+
+  return Network(network.shapes, apply)
 
 
 def init_weights(
@@ -77,7 +137,7 @@ def init_weights(
   scale: float = 1.0,
   dtype: Any = jnp.float32,
 ) -> Weights:
-  """Random matrices of standard deviation `scale / sqrt(in)`.
+  """Random matrices of standard deviation `scale / sqrt(in)`; biases are zero.
 
   Args:
     network: The map.
@@ -94,6 +154,8 @@ def init_weights(
   shapes = network.shapes(key_dim, value_dim)
 
   def one(index, shape):
+    if shape[1] == 1:
+      return jnp.zeros((*leading, *shape), dtype)
     matrix = jax.random.normal(jax.random.fold_in(key, index), (*leading, *shape), dtype)
     return scale / shape[1] ** 0.5 * matrix
 

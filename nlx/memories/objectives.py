@@ -1,5 +1,6 @@
 """Inner objectives: what a memory lowers when it writes."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ class Objective(NamedTuple):
   error: Callable[[jax.Array, jax.Array], jax.Array]
 
 
+@functools.cache
 def l2() -> Objective:
   """1/2 ||M(k) - v||^2.
 
@@ -31,6 +33,7 @@ def l2() -> Objective:
   return Objective('L2', lambda prediction, target: prediction - target)
 
 
+@functools.cache
 def dot_product() -> Objective:
   """-<M(k), v>, Hebbian.
 
@@ -40,6 +43,7 @@ def dot_product() -> Objective:
   return Objective('dot product', lambda prediction, target: -target)
 
 
+@functools.cache
 def huber(threshold: float = 1.0) -> Objective:
   """1/2 ||e||^2 of the error e = M(k) - v up to a norm of `threshold`, linear in the norm beyond.
 
@@ -68,3 +72,29 @@ def huber(threshold: float = 1.0) -> Objective:
     return difference * threshold * jax.lax.rsqrt(jnp.maximum(squared, threshold**2))
 
   return Objective('Huber', error)
+
+
+@functools.cache
+def lp(p: float = 3.0) -> Objective:
+  """1/p ||M(k) - v||_p^p; Moneta has p = 3.
+
+  Args:
+    p: The exponent, at least 2.
+
+  Returns:
+    The objective.
+
+  Raises:
+    ValueError: If `p` is smaller than 2, where the error has no derivative at zero.
+
+  References:
+    Behrouz et al., Miras, arXiv 2504.13173, Sec. 5.
+  """
+  if p < 2:
+    raise ValueError(f'`p` must be at least 2, got {p}.')
+
+  def error(prediction, target):
+    difference = prediction - target
+    return difference if p == 2 else difference * jnp.abs(difference) ** (p - 2)
+
+  return Objective(f'L{p:g}', error)

@@ -1,9 +1,25 @@
 """Update rules: how a memory writes one token."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from nlx import core
+
+
+class Retention(NamedTuple):
+  """A mirror map: the rule moves a dual matrix A, and the memory computes with W = weight(A).
+
+  Attributes:
+    name: For tables.
+    weight: `A [..., V, K] -> W [..., V, K]`.
+  """
+
+  name: str
+  weight: Callable[[jax.Array], jax.Array]
 
 
 class Rule(NamedTuple):
@@ -15,6 +31,8 @@ class Rule(NamedTuple):
       S_t = mu_t S_{t-1} - write_t e_t x_t^T
       W_t = W_{t-1} (alpha_t I - decay_t x_t x_t^T) + S_t
 
+  The further fields change one part of it each.
+
   Attributes:
     name: For tables.
     delta: Whether W decays along its input (delta gradient descent); if not, decay_t = 0.
@@ -23,9 +41,18 @@ class Rule(NamedTuple):
     averaged: With momentum: write_t carries the factor 1 - mu_t, so that S is an average.
     proximal: Rates are those of the exact proximal step, eta / (1 + eta ||x||^2); if not, eta.
     scale_by_depth: Whether errors are divided by the number of matrices that learn at once.
+    exact: Whether the error is that of alpha_t W_{t-1}, right before the token, instead of the
+      chunk's start. It is then linear in W: decay_t = alpha_t eta_t, and what is left of e_t is
+      -v_t. For a single matrix under the L2 objective.
+    transposed: Whether W decays along its output, on the other side: decay_t v_t v_t^T W_{t-1}. For
+      a single matrix under the dot product.
+    window: Tokens whose errors make up one write: S_t gains the mean over the last `window` tokens
+      instead of the token's own.
+    orthogonal: Newton-Schulz steps on S_t before it is added, times eta_t; 0 for none.
+    mirror: The map from what the rule moves to the weights; None for the identity.
 
   References:
-    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 54-57, 90-93.
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 54-57, 65-68, 90-93.
   """
 
   name: str
@@ -35,6 +62,16 @@ class Rule(NamedTuple):
   averaged: bool = True
   proximal: bool = True
   scale_by_depth: bool = True
+  exact: bool = False
+  transposed: bool = False
+  window: int = 1
+  orthogonal: int = 0
+  mirror: Retention | None = None
+
+  @property
+  def per_token(self) -> bool:
+    """Whether some step is not linear in the state, so that each token's matrices are built."""
+    return self.orthogonal > 0 or self.mirror is not None
 
 
 def dgd(*, momentum: bool = False, retention: bool = True, literal: bool = False) -> Rule:
@@ -60,22 +97,177 @@ def dgd(*, momentum: bool = False, retention: bool = True, literal: bool = False
   return Rule('DGD', True, momentum, retention, stable, stable, stable)
 
 
-def gradient(*, momentum: bool = False, retention: bool = True, literal: bool = False) -> Rule:
+def gradient(
+  *,
+  momentum: bool = False,
+  retention: bool = True,
+  literal: bool = False,
+  mirror: Retention | None = None,
+) -> Rule:
   """Plain gradient descent on the inner objective: Titans' rule with momentum and retention.
+
+  On the dot product, literal, it is (gated) linear attention.
 
   Args:
     momentum: Whether writes pass through a momentum.
     retention: Whether old content decays by a gate.
     literal: Undamped rates, undivided errors and S = mu S - eta e x^T.
+    mirror: A retention other than L2, such as `lq_retention()`.
 
   Returns:
     The rule.
 
   References:
-    Behrouz et al., Titans, arXiv 2501.00663, Eqs. 9-14.
+    Behrouz et al., Titans, arXiv 2501.00663, Eqs. 9-14; Miras, arXiv 2504.13173, Secs. 4-5.
   """
   stable = not literal
-  return Rule('gradient', False, momentum, retention, stable, stable, stable)
+  return Rule('gradient', False, momentum, retention, stable, stable, stable, mirror=mirror)
+
+
+def delta_rule(*, retention: bool = True) -> Rule:
+  """The delta rule: a gradient step on the L2 error of the weights right before each token.
+
+      W_t = alpha_t W_{t-1} (I - eta_t k_t k_t^T) + eta_t v_t k_t^T
+
+  With retention it is that of Gated DeltaNet, without that of DeltaNet. The chunk-parallel form is
+  exact for chunks of any size, which are a matter of speed alone.
+
+  Args:
+    retention: Whether old content decays by a gate.
+
+  Returns:
+    A rule for memories that are one matrix.
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 65; Yang et al., Gated Delta Networks,
+    arXiv 2412.06464.
+  """
+  return Rule('delta', True, False, retention, True, False, False, exact=True)
+
+
+def oja(*, retention: bool = True) -> Rule:
+  """Oja's rule: a Hebbian write that decays what the memory already answers along the value.
+
+      W_t = alpha_t W_{t-1} + eta_t (v_t k_t^T - v_t v_t^T W_{t-1})
+
+  It is a gradient step on -2 <W k, v> + ||W^T v||^2. Ours: the dimensions of the printed equation
+  do not match; this is the rule for W [V, K]. The chunk-parallel form is exact for any chunk.
+
+  Args:
+    retention: Whether old content decays by a gate.
+
+  Returns:
+    A rule for memories that are one matrix, on the dot product.
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 66.
+  """
+  return Rule('Oja', True, False, retention, True, False, False, transposed=True)
+
+
+def omega(
+  *,
+  window: int,
+  momentum: bool = True,
+  retention: bool = True,
+  orthogonal: int = 0,
+  literal: bool = False,
+) -> Rule:
+  """The Omega rule: every write is a gradient step on the errors of the last `window` tokens.
+
+      S_t = mu_t S_{t-1} - sum_{i > t - window} eta_i e_i x_i^T
+      W_t = alpha_t W_{t-1} + S_t
+
+  All errors, also those of tokens of the chunk before, are taken at the weights of the chunk's
+  start. Ours: the weights gamma_{t,i} of the sum are the tokens' own rates; the sum is a mean, so
+  that the window does not scale the step.
+
+  Args:
+    window: c, tokens in the sum.
+    momentum: Whether writes pass through a momentum.
+    retention: Whether old content decays by a gate.
+    orthogonal: Newton-Schulz steps on S_t, which make the write eta_t NS(S_t) as in Atlas; 0 for
+      none.
+    literal: A sum instead of a mean, undamped rates, undivided errors, no average.
+
+  Returns:
+    The rule.
+
+  Raises:
+    ValueError: If `window` is smaller than 1 or `orthogonal` is negative.
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 68; Atlas, arXiv 2505.23735.
+  """
+  core.check_positive('window', window, 'token')
+  if orthogonal < 0:
+    raise ValueError(f'`orthogonal` must be at least 0 steps, got {orthogonal}.')
+  stable = not literal
+  return Rule(
+    'Omega',
+    False,
+    momentum,
+    retention,
+    stable,
+    stable,
+    stable,
+    window=window,
+    orthogonal=orthogonal,
+  )
+
+
+@functools.cache
+def lq_retention(q: float = 4.0, floor: float = 1.0) -> Retention:
+  """W = A / ||A||_q^(q-2), which keeps the weights from growing with what was written.
+
+  Ours: the norm, over all entries of a matrix, is at least `floor`; the printed map, floor 0, makes
+  the weights grow without bound as A decays.
+
+  Args:
+    q: The exponent of the norm, at least 2; Moneta has 4.
+    floor: The least norm that divides.
+
+  Returns:
+    A mirror map for `gradient`.
+
+  Raises:
+    ValueError: If `q` is below 2 or `floor` is negative.
+
+  References:
+    Behrouz et al., Miras, arXiv 2504.13173, Sec. 5 (Moneta).
+  """
+  if q < 2 or floor < 0:
+    raise ValueError(f'`q` must be at least 2 and `floor` at least 0, got {q} and {floor}.')
+
+  def weight(dual):
+    power = jnp.sum(jnp.abs(dual) ** q, axis=(-2, -1), keepdims=True)
+    return dual * jnp.maximum(power, floor**q) ** (2 / q - 1)
+
+  return Retention(f'L{q:g}', weight)
+
+
+@functools.cache
+def kl_retention(scale: float | None = None) -> Retention:
+  """W = scale softmax(A) along the inputs: every row stays a distribution, times `scale`.
+
+  Retention by the Kullback-Leibler divergence from the last weights: with A = log W + const,
+  W_t = scale softmax(alpha_t log W_{t-1} - step) moves A by the plain rule.
+
+  Args:
+    scale: The sum of a row; the square root of its length if not given.
+
+  Returns:
+    A mirror map for `gradient`.
+
+  References:
+    Behrouz et al., Miras, arXiv 2504.13173, Sec. 5 (Memora).
+  """
+
+  def weight(dual):
+    size = dual.shape[-1] ** 0.5 if scale is None else scale
+    return size * jax.nn.softmax(dual, axis=-1)
+
+  return Retention('KL', weight)
 
 
 class Gates(NamedTuple):
@@ -118,8 +310,15 @@ def rates(
     gates: [..., C].
     squared_inputs: ||x_t||^2 [..., C] of that matrix's inputs.
   """
+  if rule.exact:
+    kept = jnp.exp(gates.log_retention) if rule.retention else 1
+    return kept * gates.rate, gates.rate
+  if rule.transposed:
+    return gates.rate, gates.rate
   proximal = gates.rate / (1 + gates.rate * squared_inputs)
   write = proximal if rule.proximal else gates.rate
   if rule.momentum and rule.averaged:
     write = -jnp.expm1(gates.log_momentum) * write
+  if rule.window > 1 and rule.averaged:
+    write = write / rule.window
   return proximal if rule.delta else None, write

@@ -139,13 +139,13 @@ def _weights(learned, features):
 def _unit_rows(leaf):
   """The rows [..., M, N] of a gradient, divided by their mean norm."""
   rows = leaves.as_matrix(leaf)
-  norms = leaves.norm(rows[..., None, :])
+  norms = core.matrix_norm(rows[..., None, :])
   return _divide(rows, jnp.mean(norms, axis=-3))
 
 
 def _unit_scale(answers):
   size = answers.shape[-2] * answers.shape[-1]
-  return _divide(answers, leaves.norm(answers) / size**0.5)
+  return _divide(answers, core.matrix_norm(answers) / size**0.5)
 
 
 def _divide(x, scale):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nlx.core import matmul
+from nlx.core import matmul, matrix_norm
 from nlx.optim import assembly, leaves
 from nlx.optim.preconditioners import Preconditioner, identity
 
@@ -68,7 +68,7 @@ def scale_by_delta_momentum(
 
   @leaves.on_matrices
   def learn(memory, gradient, written):
-    bound = 1 + delta * jnp.square(leaves.norm(gradient)) if saturate else 1
+    bound = 1 + delta * jnp.square(matrix_norm(gradient)) if saturate else 1
     return decay * memory - delta / bound * _along(memory, gradient) + written
 
   def update(gradients, state, params):

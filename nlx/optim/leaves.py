@@ -53,12 +53,6 @@ def on_matrices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   return apply
 
 
-def norm(x: jax.Array) -> jax.Array:
-  """The Frobenius norm of matrices [..., M, N] as [..., 1, 1], differentiable at zero."""
-  squared = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True)
-  return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-
-
 def check_decay(name: str, value: Any) -> None:
   """Raises ValueError unless 0 <= value < 1; values that are arrays pass unchecked."""
   if isinstance(value, int | float) and not 0 <= value < 1:

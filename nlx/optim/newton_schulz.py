@@ -9,15 +9,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nlx import core
+from nlx.core import QUINTIC, Triple
 from nlx.optim import leaves
-
-Triple = tuple[float, float, float]
 
 # On CPUs matrices are taken this many at a time, so that an iteration stays in the cache.
 _CACHE_BYTES = 2**20
 
-QUINTIC: Triple = (3.4445, -4.7750, 2.0315)
-"""Steepest at zero; singular values end between 0.68 and 1.21 instead of at 1 (Jordan, Muon)."""
 CUBIC: Triple = (1.5, -0.5, 0.0)
 """Converges to 1; `inner_loop(0.5)`."""
 
@@ -161,22 +158,13 @@ def _orthogonalize(x, schedule, eps, mesh):
   if mesh is not None:
     x = jnp.pad(x, ((0, -count % mesh.size), (0, 0), (0, 0)))
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    return _iterate(jax.lax.with_sharding_constraint(x, sharding), schedule, eps)[:count]
+    x = jax.lax.with_sharding_constraint(x, sharding)
+    return core.orthogonalize(x, schedule, eps)[:count]
   at_once = max(_CACHE_BYTES // (4 * x[0].size), 1)
   if jax.default_backend() != 'cpu' or count <= at_once:
-    return _iterate(x, schedule, eps)
-  return jax.lax.map(lambda x: _iterate(x[None], schedule, eps)[0], x, batch_size=at_once)
-
-
-def _iterate(x, schedule, eps):
-  dtype = x.dtype
-  x = leaves.in_float32(x)
-  x = x / (leaves.norm(x) + eps)
-  eye = jnp.eye(x.shape[-2], dtype=x.dtype)[None]
-  for a, b, c in schedule:
-    gram = x @ x.mT
-    x = (a * eye + b * gram + c * (gram @ gram)) @ x
-  return x.astype(dtype)
+    return core.orthogonalize(x, schedule, eps)
+  one = lambda x: core.orthogonalize(x[None], schedule, eps)[0]  # noqa: E731
+  return jax.lax.map(one, x, batch_size=at_once)
 
 
 def _wide(leaf):

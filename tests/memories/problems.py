@@ -11,7 +11,11 @@ from tests.compiling import quick_jit
 from tests.memories import reference
 
 WIDTH, HIDDEN, SEEDS = 4, 6, 5
-NETWORKS = {'matrix': memories.matrix(), 'mlp': memories.mlp(HIDDEN)}
+NETWORKS = {
+  'matrix': memories.matrix(),
+  'mlp': memories.mlp(HIDDEN),
+  'biased': memories.mlp(HIDDEN, residual=False, bias=True),
+}
 
 
 @functools.cache
@@ -41,7 +45,7 @@ def live_of(layer, state):
   weights = memories.weights_of(state.gathered)
   if not layer.memory.rule.momentum:
     return weights, None
-  return weights, {name: matrix.momentum for name, matrix in state.gathered.items()}
+  return weights, {name: matrix.momentum for name, matrix in state.gathered.matrices.items()}
 
 
 def results_and_gradients(run, args):
@@ -59,16 +63,16 @@ def results_and_gradients(run, args):
 @functools.cache
 def parallel(network, rule, chunk_size, length, dtype='float64', **kwargs):
   """`results_and_gradients` of the chunk-parallel form."""
-  layer = memories.layer(NETWORKS[network], rule, chunk_size, **kwargs)
+  layer = memories.layer(NETWORKS[network], rule, chunk_size, widths=(WIDTH, WIDTH), **kwargs)
   run = functools.partial(run_layer, layer)
   jitted = quick_jit(functools.partial(results_and_gradients, run))
   return jitted(problem(network, length, dtype))
 
 
 @functools.cache
-def recurrence(network, rule, length, dtype='float64', reads='token'):
+def recurrence(network, rule, length, dtype='float64', reads='token', objective=None):
   """`results_and_gradients` of the recurrence, as a function of the chunk size: it is data here."""
-  memory = memories.Memory(NETWORKS[network], rule)
+  memory = memories.Memory(NETWORKS[network], rule, objective or memories.l2())
 
   @quick_jit
   def run(chunk_size, args):

@@ -9,9 +9,17 @@ from nlx import memories
 def loss(memory, weights, key, value):
   """The inner objective of one token."""
   prediction = memories.apply(memory.network, weights, key[None])[0]
-  if memory.objective.name == 'L2':
-    return 0.5 * jnp.sum((prediction - value) ** 2)
-  return -jnp.sum(prediction * value)
+  squared = jnp.sum((prediction - value) ** 2)
+  match memory.objective.name:
+    case 'L2':
+      return 0.5 * squared
+    case 'L3':
+      return jnp.sum(jnp.abs(prediction - value) ** 3) / 3
+    case 'Huber':
+      norm = jnp.sqrt(jnp.maximum(squared, 1))
+      return jnp.where(squared <= 1, 0.5 * squared, norm - 0.5)
+    case 'dot product':
+      return -jnp.sum(prediction * value)
 
 
 def matrix_inputs(memory, weights, key):
@@ -42,34 +50,88 @@ def write(rule, weight, momentum, gradient, x, gates, depth):
   return weight @ kept + momentum, momentum
 
 
+def write_exactly(rule, weight, key, value, gates):
+  """One token of a rule whose error is that of the weights right before it: Eqs. 65 and 66."""
+  eta, alpha, _ = gates
+  weight = (alpha if rule.retention else 1.0) * weight if rule.exact else weight
+  if rule.exact:
+    return weight - eta * jnp.outer(weight @ key - value, key)
+  kept = (alpha if rule.retention else 1.0) * weight
+  return kept + eta * (jnp.outer(value, key) - jnp.outer(value, value @ weight))
+
+
+def write_window(rule, dual, momentum, gradients, squares, t, gates, depth):
+  """One token of Eq. 68, and of rules whose last steps are not linear.
+
+  Args:
+    rule: The rule.
+    dual: The matrix that it moves.
+    momentum: S before the token.
+    gradients: Of all tokens [T, out, in], at the start of the token's chunk.
+    squares: ||x||^2 of all tokens [T].
+    t: The token.
+    gates: Of all tokens, each [T].
+    depth: Matrices that learn at once.
+  """
+  eta, alpha, mu = gates
+  tokens = jnp.arange(eta.shape[0])
+  step = eta / (1 + eta * squares) if rule.proximal else eta
+  step = step / (depth if rule.scale_by_depth else 1)
+  if rule.averaged:
+    step = step / rule.window * ((1 - mu) if rule.momentum else 1)
+  seen = (tokens <= t) & (tokens > t - rule.window)
+  total = jnp.sum(jnp.where(seen, step, 0)[:, None, None] * gradients, axis=0)
+  momentum = (mu[t] if rule.momentum else 0) * momentum - total
+  push = momentum
+  if rule.orthogonal:
+    push = push / (jnp.sqrt(jnp.sum(push**2)) + 1e-3)
+    for _ in range(rule.orthogonal):
+      gram = push @ push.T
+      push = 3.4445 * push - 4.7750 * gram @ push + 2.0315 * gram @ gram @ push
+    push = eta[t] * push
+  return (alpha[t] if rule.retention else 1.0) * dual + push, momentum
+
+
 def run(memory, weights, keys, values, gates, queries, chunk_size, reads='token'):
   """One sequence: keys [T, K], values [T, V], gates each [T], queries [T, K].
 
   Returns:
     Outputs [T, V], and the last weights and momenta; no momenta for a rule without.
   """
+  rule = memory.rule
+  all_gates = (gates[0], jnp.exp(gates[1]), jnp.exp(gates[2]))
+  mirrored = lambda duals: duals if rule.mirror is None else jax.tree.map(rule.mirror.weight, duals)  # noqa: E731
+
+  def gradients(held, key, value):
+    target = memory.target(held, value[None])[0]
+    gradient = jax.grad(lambda weights: loss(memory, weights, key, target))(held)
+    return gradient, matrix_inputs(memory, held, key)
+
+  def written(t, live, held, momenta, key, value):
+    gate = tuple(gate[t] for gate in all_gates)
+    if rule.exact or rule.transposed:
+      return {'w': (write_exactly(rule, live['w'], key, value, gate), momenta['w'])}
+    if rule.window > 1 or rule.per_token:
+      every, inputs = jax.vmap(gradients, (None, 0, 0))(held, keys, values)
+      squares = {name: jnp.sum(x**2, axis=-1) for name, x in inputs.items()}
+      args = {name: (every[name], squares[name], t, all_gates, len(live)) for name in live}
+      return {n: write_window(rule, live[n], momenta[n], *args[n]) for n in live}
+    one, inputs = gradients(held, key, value)
+    args = {name: (one[name], inputs[name], gate, len(live)) for name in live}
+    return {name: write(rule, live[name], momenta[name], *args[name]) for name in live}
 
   def token(carry, x):
     live, held, momenta = carry
-    t, key, value, eta, log_alpha, log_mu, query = x
+    t, key, value, query = x
     held = jax.tree.map(lambda now, then: jnp.where(t % chunk_size == 0, now, then), live, held)
-    target = memory.target(held, value[None])[0]
-    gradients = jax.grad(lambda weights: loss(memory, weights, key, target))(held)
-    inputs = matrix_inputs(memory, held, key)
-    gate = (eta, jnp.exp(log_alpha), jnp.exp(log_mu))
-    written = {
-      name: write(
-        memory.rule, live[name], momenta[name], gradients[name], inputs[name], gate, len(live)
-      )
-      for name in live
-    }
-    live = {name: weight for name, (weight, _) in written.items()}
-    momenta = {name: momentum for name, (_, momentum) in written.items()}
-    answering = live if reads == 'token' else held
+    both = written(t, live, mirrored(held), momenta, key, value)
+    live = {name: weight for name, (weight, _) in both.items()}
+    momenta = {name: momentum for name, (_, momentum) in both.items()}
+    answering = mirrored(live if reads == 'token' else held)
     output = memories.apply(memory.network, answering, query[None])[0]
     return (live, held, momenta), output
 
   start = (weights, weights, jax.tree.map(jnp.zeros_like, weights))
-  xs = (jnp.arange(keys.shape[0]), keys, values, *gates[:3], queries)
+  xs = (jnp.arange(keys.shape[0]), keys, values, queries)
   (live, _, momenta), outputs = jax.lax.scan(token, start, xs)
-  return outputs, live, momenta if memory.rule.momentum else None
+  return outputs, mirrored(live), momenta if rule.momentum else None

@@ -10,13 +10,34 @@ import pytest
 from nlx import memories
 from tests.memories import problems
 
+WINDOW = 5
 MAKERS = {'gradient': memories.gradient, 'dgd': memories.dgd}
 RULES = {
   f'{name}-{momentum=}-{retention=}': MAKERS[name](momentum=momentum, retention=retention)
   for name, momentum, retention in itertools.product(MAKERS, (False, True), (False, True))
 }
+# Beside them: rule, network and objective. Windows reach beyond chunks; mirrors need momentum too.
+OTHERS = {
+  'delta': (memories.delta_rule(), 'matrix', None),
+  'delta without retention': (memories.delta_rule(retention=False), 'matrix', None),
+  'oja': (memories.oja(), 'matrix', None),
+  'oja without retention': (memories.oja(retention=False), 'matrix', None),
+  'omega': (memories.omega(window=WINDOW), 'mlp', None),
+  'omega without momentum': (memories.omega(window=11, momentum=False), 'matrix', None),
+  'omega, literal': (memories.omega(window=2, literal=True), 'matrix', None),
+  'atlas': (memories.omega(window=WINDOW, orthogonal=3), 'mlp', None),
+  'muon without retention': (
+    memories.omega(window=1, retention=False, momentum=False, orthogonal=2), 'matrix', None
+  ),
+  'moneta': (memories.gradient(mirror=memories.lq_retention(4, 0.5)), 'mlp', memories.lp(3.0)),
+  'memora': (memories.gradient(momentum=True, mirror=memories.kl_retention()), 'matrix', None),
+  'yaad': (memories.gradient(), 'mlp', memories.huber()),
+  'hebbian': (memories.gradient(literal=True), 'matrix', memories.dot_product()),
+  'mlp with biases': (memories.dgd(), 'biased', None),
+}  # fmt: skip
+every_other = pytest.mark.parametrize('case', OTHERS)
 every_rule = pytest.mark.parametrize('rule', RULES.values(), ids=RULES)
-every_network = pytest.mark.parametrize('network', problems.NETWORKS)
+every_network = pytest.mark.parametrize('network', ['matrix', 'mlp'])
 
 
 @pytest.mark.usefixtures('float64')
@@ -33,6 +54,28 @@ def test_chunk_form_equals_the_recurrence(network, rule):
 def test_chunk_form_has_the_gradient_of_the_recurrence(network, rule):
   _, got = problems.parallel(network, rule, chunk_size=8, length=21)
   problems.assert_close(got, problems.recurrence(network, rule, length=21)(8)[1])
+
+
+def other(case):
+  """Chunk form and recurrence of a case: results and gradients of each."""
+  rule, network, objective = OTHERS[case]
+  needed = memories.dot_product() if rule.transposed else objective
+  got = problems.parallel(network, rule, chunk_size=8, length=21, objective=objective)
+  return got, problems.recurrence(network, rule, length=21, objective=needed)(8)
+
+
+@pytest.mark.usefixtures('float64')
+@every_other
+def test_chunk_form_of_another_rule_equals_the_recurrence(case):
+  (got, _), (expected, _) = other(case)
+  problems.assert_close(got, expected)
+
+
+@pytest.mark.usefixtures('float64')
+@every_other
+def test_chunk_form_of_another_rule_has_the_gradient_of_the_recurrence(case):
+  (_, got), (_, expected) = other(case)
+  problems.assert_close(got, expected)
 
 
 @pytest.mark.usefixtures('float64')
