@@ -1,5 +1,6 @@
 """What training and generation share: from a configuration to a model, and back from a folder."""
 
+import functools
 import json
 import logging
 import os
@@ -16,7 +17,6 @@ from flax import nnx
 from nlx import data, memories, models, training
 
 CHECKPOINTS = 'checkpoints'
-FAMILIES = ('hope', 'transformer')
 # Another value of one of these makes another run; the rest may change when a run resumes.
 FIXED = ('seed', 'model', 'data')
 
@@ -45,18 +45,32 @@ def start(config: ml_collections.ConfigDict) -> None:
 def create(config: ml_collections.ConfigDict) -> Language:
   """Builds the model that a configuration describes, initialised from its seed."""
   tokenizer = data.tokenizer(config.data.tokenizer)
-  fields = {
-    name: tuple(value) if isinstance(value, list) else value for name, value in config.model.items()
-  }
-  family = fields.pop('family')
-  if family not in FAMILIES:
-    raise ValueError(f'`model.family` must be one of {FAMILIES}, got {family!r}.')
-  if 'rule' in fields:
-    fields['rule'] = make_rule(**dict(config.model.rule))
-  make = getattr(models, family)
-  model = models.create(make(vocab_size=tokenizer.vocab_size, **fields), rngs=nnx.Rngs(config.seed))
+  model_config = make_model_config(config.model, tokenizer.vocab_size)
+  model = models.create(model_config, rngs=nnx.Rngs(config.seed))
   graph, params = nnx.split(model, nnx.Param)
   return Language(model, graph, nnx.as_pure(params), tokenizer)
+
+
+def make_model_config(
+  fields: ml_collections.ConfigDict, vocab_size: int
+) -> models.LanguageModelConfig:
+  """Returns what `config.model` describes; its MLPs are as wide as its `parameters` ask for."""
+  options = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+  family = options.pop('family')
+  if family not in models.FAMILIES:
+    raise ValueError(f'`model.family` must be one of {list(models.FAMILIES)}, got {family!r}.')
+  if 'rule' in options:
+    options['rule'] = make_rule(**dict(fields.rule))
+  parameters, hidden = options.pop('parameters'), options.pop('cms_hidden')
+  make = functools.partial(models.FAMILIES[family], vocab_size=vocab_size, **options)
+  if hidden or not parameters:
+    return make(cms_hidden=hidden)
+  dim = options['model_dim']
+  return models.with_parameters(
+    lambda hidden: make(cms_hidden=hidden),
+    parameters + 2 * vocab_size * dim,
+    multiple=max(8, dim // 16),
+  )
 
 
 def make_rule(name: str, **options: bool) -> memories.Rule:

@@ -20,6 +20,7 @@ from experiments import studies
 from experiments.reporting import provenance, tables
 
 STUDIES = (
+  'minute',
   'language',
   'curved_valley',
   'digits',

@@ -1,9 +1,11 @@
-"""Language models on text: `lm.py:MODEL-SIZE`, MODEL hope or transformer.
+"""Language models on text: `lm.py:MODEL-SIZE`.
 
   python -m experiments.train --config=experiments/configs/lm.py:hope-tiny --workdir=runs/tiny
   python -m experiments.generate --workdir=runs/tiny --prompt='The import statement'
 
-SIZE is one of
+MODEL is one of `nlx.models.FAMILIES`: hope, hope_attention, transformer, linear_attention, retnet,
+deltanet, gated_deltanet, oja, ttt_linear, ttt_mlp, titans, titans_mac, titans_mag, titans_mal,
+moneta, yaad, atlas, samba. SIZE is one of
 
   smoke   a few steps of a toy, to see that everything runs
   tiny    the smallest that learns to write; one CPU
@@ -11,41 +13,52 @@ SIZE is one of
   760m    24 layers of width 1536, 30B tokens of 4096
   1b      24 layers of width 2048, 100B tokens of 4096
 
-The large sizes need a text and a tokenizer of their own:
+At one size all models have equally many parameters, by the width of their MLPs. The large sizes
+need a text and a tokenizer of their own:
 `--config.data.corpus='corpus/*.txt' --config.data.tokenizer=tokenizer.json`.
 """
+
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-MODELS = ('hope', 'transformer')
+DEEP = ('titans', 'titans_mac', 'titans_mag', 'titans_mal', 'moneta', 'yaad', 'atlas')
+WINDOWED = ('titans_mag', 'titans_mal', 'samba')
+MODELS = (
+  'hope',
+  'hope_attention',
+  'transformer',
+  'linear_attention',
+  'retnet',
+  'deltanet',
+  'gated_deltanet',
+  'oja',
+  'ttt_linear',
+  'ttt_mlp',
+  *DEEP,
+  'samba',
+)
 
+# `parameters` are those besides embedding and head; the width of the MLPs is chosen to meet them.
 SIZES = {
-  'smoke': {'model_dim': 32, 'num_layers': 1, 'num_heads': 2, 'dtype': 'float32'},
-  'tiny': {'model_dim': 128, 'num_layers': 2, 'num_heads': 4, 'dtype': 'float32'},
-  '340m': {'model_dim': 1024, 'num_layers': 24, 'num_heads': 16, 'dtype': 'bfloat16'},
-  '760m': {'model_dim': 1536, 'num_layers': 24, 'num_heads': 16, 'dtype': 'bfloat16'},
-  '1b': {'model_dim': 2048, 'num_layers': 24, 'num_heads': 32, 'dtype': 'bfloat16'},
+  'smoke': {'model_dim': 32, 'num_layers': 1, 'num_heads': 2, 'parameters': 18_000},
+  'tiny': {'model_dim': 128, 'num_layers': 4, 'num_heads': 4, 'parameters': 903_000},
+  '340m': {'model_dim': 1024, 'num_layers': 24, 'num_heads': 16, 'parameters': 303_000_000},
+  '760m': {'model_dim': 1536, 'num_layers': 24, 'num_heads': 16, 'parameters': 680_000_000},
+  '1b': {'model_dim': 2048, 'num_layers': 24, 'num_heads': 32, 'parameters': 1_210_000_000},
 }
+DTYPES = {'smoke': 'float32', 'tiny': 'float32'}  # bfloat16 for the others.
 
 # Widths of memories and MLP blocks, and the periods in tokens at which they update.
 LEVELS = {
-  'smoke': {
-    'memory_hidden': 16,
-    'chunk_size': 16,
-    'projection_chunk_size': 32,
-    'cms_periods': (32, 64),
-    'cms_hidden': 32,
-  },
-  'tiny': {
-    'memory_hidden': 32,
-    'chunk_size': 16,
-    'projection_chunk_size': 64,
-    'cms_periods': (64, 256),
-    'cms_hidden': 384,
-  },
+  'smoke': {'memory_hidden': 16, 'chunk_size': 16, 'projection_chunk_size': 32},
+  'tiny': {'memory_hidden': 32, 'chunk_size': 16, 'projection_chunk_size': 64},
 }
-LARGE_LEVELS = {'chunk_size': 64, 'projection_chunk_size': 256, 'cms_periods': (256, 1024, 4096)}
+LARGE_LEVELS = {'memory_hidden': 64, 'chunk_size': 64, 'projection_chunk_size': 256}
+PERIODS = {'smoke': (32, 64), 'tiny': (64, 256)}
+LARGE_PERIODS = (256, 1024, 4096)
+LARGE_WINDOW = 1024
 RULE = {'name': 'dgd', 'momentum': True, 'retention': True, 'literal': False}
 
 # Steps, sequences per step, tokens per sequence, peak learning rate, warm-up steps.
@@ -89,9 +102,7 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
   config.name = arg
   config.seed = 0
   config.cache_dir = ''  # Compiled programs; the user's cache folder if empty.
-  config.model = {'family': family, **SIZES[size]}
-  if family == 'hope':
-    config.model.update(LEVELS.get(size, LARGE_LEVELS), rule=RULE)
+  config.model = _model(family, size)
   config.data = {
     'corpus': 'documentation',  # Or python_source, a text file, a glob pattern.
     'max_bytes': config_dict.placeholder(int),
@@ -124,10 +135,8 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     'top_k': config_dict.placeholder(int),
   }
   config.mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'cpu_devices': 0}  # 0 CPU devices: as found.
-  if arg == 'transformer-tiny':
-    # As many parameters as hope-tiny.
-    config.model.update(num_layers=4, mlp_hidden=416)
-    config.optimizer.learning_rate = 3e-3  # The best of four; see RESULTS.md.
+  if size == 'tiny' and family != 'hope':
+    config.optimizer.learning_rate = 3e-3  # The best of four for the Transformer++; see RESULTS.md.
   if size == 'tiny':
     config.training.update(eval_every=250, checkpoint_every=25)
   if size == 'smoke':
@@ -135,3 +144,24 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     config.training.update(log_every=1, eval_every=2, checkpoint_every=2)
     config.sample.max_tokens = 16
   return config
+
+
+def _model(family: str, size: str) -> dict[str, Any]:
+  """Returns the fields of `config.model`."""
+  dtype = DTYPES.get(size, 'bfloat16')
+  fields: dict[str, Any] = {'family': family, **SIZES[size], 'dtype': dtype}
+  fields['cms_hidden'] = config_dict.placeholder(int)  # Overrides `parameters`.
+  levels = LEVELS.get(size, LARGE_LEVELS)
+  if family == 'hope':
+    fields.update(levels, rule=RULE)
+  if family in ('hope', 'hope_attention'):
+    fields['cms_periods'] = PERIODS.get(size, LARGE_PERIODS)
+  if family in DEEP:
+    fields.update(memory_hidden=levels['memory_hidden'])
+  if family in WINDOWED and size in SIZES and size not in DTYPES:
+    fields['window'] = LARGE_WINDOW
+  if size == 'tiny' and family in ('hope', 'hope_attention', 'samba'):
+    fields['num_layers'] = 2  # Each has two MLPs.
+  elif family == 'samba' and size != 'smoke':
+    fields['num_layers'] //= 2
+  return fields

@@ -14,12 +14,13 @@ from nlx import data, training
 
 TITLE = 'Optimizers on language models'
 CAPTION = (
-  '`lm.py:transformer-tiny` and `lm.py:hope-tiny` on their corpus, 100 steps of 1,024 tokens. Every '
-  'optimizer was tried at three learning rates on seed 0; the one with the lowest loss was run with '
-  'two more seeds. All have the same warm-up, cosine, clipping and weight decay. Rules for matrices '
-  'leave the rest to AdamW, at the same rate, but for delta and deep momentum, whose steps differ '
-  'in size, at that of the middle of the grid of AdamW. `train loss` is the mean of the last 20 '
-  'steps in nats per byte. Times are medians of the whole step, the optimizers taking turns.'
+  '`lm.py:transformer-tiny` and `lm.py:hope-tiny` on their corpus, 100 steps of 1,024 tokens. '
+  'Every optimizer was tried at three learning rates on seed 0; the one with the lowest loss was '
+  'run with two more seeds. All have the same warm-up, cosine, clipping and weight decay. Rules '
+  'for matrices leave the rest to AdamW, at the same rate, but for delta and deep momentum, whose '
+  'steps differ in size, at that of the middle of the grid of AdamW. `train loss` is the mean of '
+  'the last 20 steps in nats per byte. Times are medians of the whole step, the optimizers taking '
+  'turns.'
 )
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from nlx import core
 from nlx.levels import PeriodicLevel, from_optax
-from nlx.memories.modules import Projection, RMSNorm
+from nlx.memories.modules import Projection, RMSNorm, swiglu
 
 FastWeights = dict[str, jax.Array]
 
@@ -29,11 +29,12 @@ class MLPBlock(nnx.Module):
     *,
     rngs: nnx.Rngs,
     output_scale: float = 1.0,
+    norm_epsilon: float = 1e-6,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
   ):
     dtypes = {'dtype': dtype, 'param_dtype': param_dtype}
-    self.norm = RMSNorm(model_dim, dtype=param_dtype)
+    self.norm = RMSNorm(model_dim, epsilon=norm_epsilon, dtype=param_dtype)
     self.up = Projection(model_dim, 2 * hidden, rngs=rngs, **dtypes)
     self.down = Projection(hidden, model_dim, rngs=rngs, scale=output_scale, **dtypes)
 
@@ -53,8 +54,7 @@ class MLPBlock(nnx.Module):
       [B, C, D].
     """
     up, down = (self.up, self.down) if fast is None else (_by(fast['up']), _by(fast['down']))
-    gate, value = jnp.split(up(self.norm(x)), 2, axis=-1)
-    return x + down(jax.nn.silu(gate) * value)
+    return x + swiglu(self.norm(x), up, down)
 
 
 def _by(weight):
@@ -75,6 +75,7 @@ class SequentialCMS(nnx.Module):
     periods: Tokens between updates of every block; 0 for never.
     rate: Initial inner learning rate of the blocks that learn in context.
     rngs: Random streams.
+    norm_epsilon: Under the root of every norm.
     dtype: Of matrix products.
     param_dtype: Of parameters.
 
@@ -90,10 +91,11 @@ class SequentialCMS(nnx.Module):
     rate: float,
     *,
     rngs: nnx.Rngs,
+    norm_epsilon: float = 1e-6,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
   ):
-    dtypes = {'dtype': dtype, 'param_dtype': param_dtype}
+    dtypes = {'norm_epsilon': norm_epsilon, 'dtype': dtype, 'param_dtype': param_dtype}
     self.blocks = nnx.List([MLPBlock(model_dim, hidden, rngs=rngs, **dtypes) for _ in periods])
     self.periods = periods
     learning = sum(period > 0 for period in periods)

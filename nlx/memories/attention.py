@@ -1,57 +1,132 @@
-"""Softmax attention: the memory without parameters, which keeps every key and value."""
+"""Softmax attention: the memory without parameters, which keeps keys and values as they are."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from nlx import core
+from nlx.levels import LevelInfo
 from nlx.memories.modules import Projection
 
 
-class AttentionState(NamedTuple):
-  """Keys and values seen so far."""
+@dataclass(frozen=True)
+class AttentionConfig:
+  """Shape of softmax attention.
 
-  keys: jax.Array  # [B, S, H, K]
-  values: jax.Array  # [B, S, H, K]
-  length: jax.Array  # int32 scalar: how many of the S places are filled
+  Attributes:
+    model_dim: D.
+    num_heads: H, heads of queries.
+    num_kv_heads: Heads of keys and values, each shared by equally many heads of queries; H if None.
+    head_dim: K, even; D / H if None.
+    window: How many tokens each sees, itself and those right before it; all if None.
+    num_persistent: Learned tokens that every query sees, however far it is.
+    rope_base: Base of the wavelengths of rotary positions.
+    implementation: 'xla', which can be differentiated any number of times, as levels that learn in
+      context need; or 'cudnn', fused and without a matrix of scores, which has first derivatives
+      only and runs on NVIDIA GPUs in 16 bits, with K a multiple of 8 and, to train with a window,
+      persistent tokens or a cache, even numbers of tokens.
+    dtype: Of matrix products and of the cache.
+    param_dtype: Of parameters.
+  """
+
+  model_dim: int
+  num_heads: int
+  num_kv_heads: int | None = None
+  head_dim: int | None = None
+  window: int | None = None
+  num_persistent: int = 0
+  rope_base: float = 10_000.0
+  implementation: Literal['xla', 'cudnn'] = 'xla'
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    for name in ('model_dim', 'num_heads', 'num_kv_heads', 'head_dim', 'window'):
+      if getattr(self, name) is not None:
+        core.check_positive(name, getattr(self, name))
+    core.check_divides('num_kv_heads', self.kv_heads, 'num_heads', self.num_heads)
+    if self.head_dim is None:
+      core.check_divides('num_heads', self.num_heads, 'model_dim', self.model_dim)
+    core.check_divides('2 (rotary pairs)', 2, 'head_dim', self.key_dim)
+    if self.num_persistent < 0:
+      raise ValueError(f'`num_persistent` must be at least 0 tokens, got {self.num_persistent}.')
+    core.check_above_zero('rope_base', self.rope_base)
+    core.check_choice('implementation', self.implementation, ('xla', 'cudnn'))
+    if self.implementation == 'cudnn' and jnp.dtype(self.dtype).itemsize != 2:
+      raise ValueError(
+        f"`dtype` must have 16 bits for `implementation='cudnn'`, got {jnp.dtype(self.dtype)}."
+      )
+
+  @property
+  def kv_heads(self) -> int:
+    """How many heads keys and values have."""
+    return self.num_kv_heads or self.num_heads
+
+  @property
+  def key_dim(self) -> int:
+    """K, the width of a head."""
+    return self.head_dim or self.model_dim // self.num_heads
+
+  @property
+  def alignment(self) -> int:
+    """Tokens between the boundaries at which reading in parallel may begin."""
+    return 1
+
+  @property
+  def grows(self) -> bool:
+    """Whether the state grows with the length of a stream."""
+    return self.window is None
+
+  def make(self, *, rngs: nnx.Rngs) -> 'Attention':
+    """The layer, with random parameters."""
+    return Attention(self, rngs=rngs)
+
+
+class AttentionState(NamedTuple):
+  """Rotated keys, and values: of all tokens from place 0 on, or of the last ones up to the end."""
+
+  keys: jax.Array  # [B, S, heads, K], S = max_length or window
+  values: jax.Array  # [B, S, heads, K]
+  length: jax.Array  # int32 scalar: how many tokens were seen
 
 
 class Attention(nnx.Module):
-  """Causal multi-head softmax attention with rotary positions, [B, T, D] to [B, T, D].
+  """Causal softmax attention with rotary positions, [B, T, D] to [B, T, D].
 
   It is the Nadaraya-Watson solution of the same L2 regression from keys to values that the other
-  memories solve by gradient steps.
+  memories solve by gradient steps: over all tokens, or over a window of the last ones, whose state
+  has a constant size and whose cost grows linearly with the length.
+
+  Args:
+    config: Shape.
+    rngs: Random streams; 'params' is used.
 
   References:
-    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 62; Su et al., RoFormer, arXiv
-    2104.09864.
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 62-63; Su et al., RoFormer, arXiv
+    2104.09864; Ainslie et al., GQA, arXiv 2305.13245 (shared keys and values); Behrouz et al.,
+    Titans, arXiv 2501.00663, Sec. 3.3 (persistent tokens).
   """
 
-  def __init__(
-    self,
-    model_dim: int,
-    num_heads: int,
-    *,
-    rngs: nnx.Rngs,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-  ):
-    core.check_divides('num_heads', num_heads, 'model_dim', model_dim)
-    core.check_divides('2 (rotary pairs)', 2, 'head_dim', model_dim // num_heads)
-    dtypes = {'dtype': dtype, 'param_dtype': param_dtype}
-    self.projection = Projection(model_dim, 3 * model_dim, rngs=rngs, **dtypes)
-    self.output = Projection(model_dim, model_dim, rngs=rngs, **dtypes)
-    self.num_heads, self.head_dim = num_heads, model_dim // num_heads
-    self.dtype = dtype
+  def __init__(self, config: AttentionConfig, *, rngs: nnx.Rngs):
+    self.config, dim = config, config.model_dim
+    dtypes = {'dtype': config.dtype, 'param_dtype': config.param_dtype}
+    width = (config.num_heads + 2 * config.kv_heads) * config.key_dim
+    self.projection = Projection(dim, width, rngs=rngs, **dtypes)
+    self.output = Projection(config.num_heads * config.key_dim, dim, rngs=rngs, **dtypes)
+    if config.num_persistent:
+      shape = (config.num_persistent, dim)
+      self.persistent = nnx.Param(jax.random.normal(rngs.params(), shape, config.param_dtype))
 
   def init_state(self, batch_size: int, max_length: int | None = None) -> AttentionState | None:
-    """An empty cache for `max_length` tokens; None, no past, without a length."""
-    if max_length is None:
+    """An empty cache, for `max_length` tokens or the window; None, no past, if neither is set."""
+    config = self.config
+    size = config.window or max_length
+    if size is None:
       return None
-    shape = (batch_size, max_length, self.num_heads, self.head_dim)
-    zeros = jnp.zeros(shape, self.dtype)
+    zeros = jnp.zeros((batch_size, size, config.kv_heads, config.key_dim), config.dtype)
     return AttentionState(zeros, zeros, jnp.zeros((), jnp.int32))
 
   def __call__(
@@ -61,33 +136,27 @@ class Attention(nnx.Module):
 
     Args:
       x: Inputs.
-      state: A cache with room for T more tokens, or None. A cache that overflows returns NaN: what
-        it lost cannot be read any more, and under `jit` no error can be raised.
+      state: From `init_state` or an earlier call. A cache of all tokens needs room for T more; one
+        that overflows returns NaN: what it lost cannot be read any more, and under `jit` no error
+        can be raised.
       num_valid: How many of the T tokens the new state keeps; all if None.
 
     Returns:
       Outputs [B, T, D] and the new state.
     """
     start = jnp.zeros((), jnp.int32) if state is None else state.length
-    heads = (*x.shape[:2], self.num_heads, self.head_dim)
-    queries, keys, values = (
-      part.reshape(heads) for part in jnp.split(self.projection(x), 3, axis=-1)
-    )
-    queries, keys = rotate(queries, start), rotate(keys, start)
+    queries, keys, values = self._split(self.projection(x))
+    queries, keys = (rotate(part, start, self.config.rope_base) for part in (queries, keys))
     if state is None:
-      out = jax.nn.dot_product_attention(queries, keys, values, is_causal=True)
+      out = self._attend(queries, keys, values)
     else:
-      keys, values = (
-        jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=1)
-        for cache, new in ((state.keys, keys), (state.values, values))
-      )
-      mask = _seen(x, keys, start)
-      past, kept = keys.astype(queries.dtype), values.astype(queries.dtype)
-      out = jax.nn.dot_product_attention(queries, past, kept, mask=mask)
-      out = jnp.where(start + x.shape[1] <= keys.shape[1], out, jnp.nan)
-      length = start + (x.shape[1] if num_valid is None else num_valid)
-      state = AttentionState(keys, values, length)
-    return self.output(out.reshape(x.shape)), state
+      kept = x.shape[1] if num_valid is None else num_valid
+      if self.config.window:
+        out, keys, values = self._read_window(queries, keys, values, state, kept)
+      else:
+        out, keys, values = self._read_all(queries, keys, values, state)
+      state = AttentionState(keys, values, start + kept)
+    return self.output(out.reshape((*x.shape[:2], -1))), state
 
   def step(
     self, x: jax.Array, state: AttentionState | None
@@ -95,19 +164,120 @@ class Attention(nnx.Module):
     """Reads one token x [B, 1, D]."""
     return self(x, state)
 
+  def level_infos(self) -> list[LevelInfo]:
+    """None: nothing is learned in context."""
+    return []
 
-def _seen(x, keys, start):
-  """Which places of the cache each query may see: [1, 1, T, S]."""
-  places = jnp.arange(keys.shape[1])[None, :]
-  queries = start + jnp.arange(x.shape[1])[:, None]
-  return (places <= queries)[None, None]
+  def level_states(self, state: AttentionState | None) -> list[Any]:
+    """None."""
+    del state
+    return []
+
+  def _split(self, projected):
+    """Queries [..., H, K], keys and values [..., heads, K] of what the projection made."""
+    config = self.config
+    own, shared = config.num_heads * config.key_dim, config.kv_heads * config.key_dim
+    parts = jnp.split(projected, (own, own + shared), axis=-1)
+    return tuple(part.reshape((*part.shape[:-1], -1, config.key_dim)) for part in parts)
+
+  def _read_all(self, queries, keys, values, state):
+    """Outputs and caches of all tokens; what is not valid is written over before it is seen."""
+    start, length = state.length, queries.shape[1]
+    keys, values = (
+      jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=1)
+      for cache, new in ((state.keys, keys), (state.values, values))
+    )
+    mask = jnp.arange(keys.shape[1])[None] <= start + jnp.arange(length)[:, None]
+    out = self._attend(queries, keys, values, mask[None, None])
+    return jnp.where(start + length <= keys.shape[1], out, jnp.nan), keys, values
+
+  def _read_window(self, queries, keys, values, state, kept):
+    """Outputs and caches of the last tokens.
+
+    More tokens than a window are cut into blocks of its size: each sees no more than its own block
+    and the one before, which is the cache for the first.
+    """
+    window, (batch, length) = self.config.window, queries.shape[:2]
+    assert window is not None
+    keys, values = (
+      jnp.concatenate([cache.astype(new.dtype), new], axis=1)
+      for cache, new in ((state.keys, keys), (state.values, values))
+    )
+    last = [
+      jax.lax.dynamic_slice_in_dim(x, kept, window, axis=1).astype(state.keys.dtype)
+      for x in (keys, values)
+    ]
+    size = min(length, window)
+    blocks = -(-length // size)
+    if blocks > 1:
+      pad = ((0, 0), (0, blocks * size - length), (0, 0), (0, 0))
+      queries, keys, values = (jnp.pad(x, pad) for x in (queries, keys, values))
+      queries = queries.reshape((batch * blocks, size, *queries.shape[2:]))
+      keys, values = (_with_block_before(x, size) for x in (keys, values))
+    mask = _window_mask(state.length, blocks, size, window)
+    mask = jnp.broadcast_to(mask[None], (batch, *mask.shape)).reshape((-1, *mask.shape[1:]))
+    out = self._attend(queries, keys, values, mask)
+    return out.reshape((batch, blocks * size, *out.shape[2:]))[:, :length], *last
+
+  def _attend(self, queries, keys, values, mask=None):
+    """Attention from [B, T, H, K] to [B, S, heads, K] and to persistent tokens.
+
+    The mask [B or 1, 1, T, S] tells what is seen; without one each sees what is not behind it.
+    """
+    dtype, implementation = queries.dtype, self.config.implementation
+    keys, values = keys.astype(dtype), values.astype(dtype)
+    persistent = self.config.num_persistent
+    if mask is None and (persistent or dtype == jnp.float64):
+      mask = jnp.tri(queries.shape[1], dtype=bool)[None, None]
+    if persistent:
+      _, *fixed = self._split(self.projection(self.persistent[...]))
+      keys, values = (
+        jnp.concatenate([jnp.broadcast_to(new[None], (x.shape[0], *new.shape)), x], axis=1)
+        for new, x in zip(fixed, (keys, values), strict=True)
+      )
+      mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (persistent, 0)), constant_values=True)
+    if dtype == jnp.float64:
+      return _attend_in_double(queries, keys, values, mask)
+    return jax.nn.dot_product_attention(
+      queries, keys, values, mask=mask, is_causal=mask is None, implementation=implementation
+    )
 
 
-def rotate(x: jax.Array, start: jax.Array, base: float = 10_000.0) -> jax.Array:
-  """Rotary position embedding of x [B, T, H, K] whose first token has position `start`."""
-  half = x.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  position = (start + jnp.arange(x.shape[1])).astype(jnp.float32)
+def _with_block_before(x, size):
+  """Cuts [B, (n + 1) W, heads, K] into [B n, 2 W, heads, K], each block with the one before it."""
+  blocks = x.reshape((x.shape[0], -1, size, *x.shape[2:]))
+  pairs = jnp.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=2)
+  return pairs.reshape((-1, 2 * size, *x.shape[2:]))
+
+
+def _window_mask(start, blocks, size, window):
+  """Which of its block and the W places before it each query sees: [n, 1, C, W + C].
+
+  Query i is at place W + i and sees the W places up to there, if `start` tokens and the blocks
+  before have filled them.
+  """
+  places, queries = jnp.arange(window + size)[None, None], jnp.arange(size)[None, :, None]
+  position = start + size * jnp.arange(blocks)[:, None, None] - window + places
+  return ((places > queries) & (places <= window + queries) & (position >= 0))[:, None]
+
+
+def _attend_in_double(queries, keys, values, mask):
+  """What `jax.nn.dot_product_attention` computes, which rounds its weights to float32."""
+  groups = queries.shape[2] // keys.shape[2]
+  keys, values = (jnp.repeat(x, groups, axis=2) for x in (keys, values))
+  scores = jnp.einsum('bthk,bshk->bhts', queries, keys) * queries.shape[-1] ** -0.5
+  weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
+  return jnp.einsum('bhts,bshk->bthk', weights, values)
+
+
+def rotate(x: jax.Array, start: jax.Array | int, base: float = 10_000.0) -> jax.Array:
+  """Rotary position embedding of x [B, T, H, K] whose first token has position `start`.
+
+  Angles are computed in at least float32.
+  """
+  half, wide = x.shape[-1] // 2, jnp.promote_types(x.dtype, jnp.float32)
+  frequency = base ** (-jnp.arange(half, dtype=wide) / half)
+  position = (start + jnp.arange(x.shape[1])).astype(wide)
   angle = (position[:, None] * frequency[None])[None, :, None]
   cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
   first, second = x[..., :half], x[..., half:]

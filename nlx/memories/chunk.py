@@ -47,14 +47,14 @@ def gate_factors(rule: Rule, gates: Gates) -> Factors:
   kept, kept_between = retained(rule, gates)
   added = kept_between if gates.valid is None else kept_between * gates.valid[..., None, :]
   if not rule.momentum:
-    kept_between = kept_between if rule.window == 1 else windowed(rule, added)
+    kept_between = kept_between if rule.window == 1 else windowed(rule, gates, kept_between)
     return Factors(kept, kept_between, None)
   momentum, momentum_between = running_products(gates.log_momentum)
   push = PushFactors(
     carried=matmul(added, momentum[..., None])[..., 0],
-    carried_between=windowed(rule, matmul(added, momentum_between)),
+    carried_between=matmul(added, windowed(rule, gates, momentum_between)),
     momentum=momentum[..., -1],
-    momentum_to_end=windowed(rule, momentum_between)[..., -1, :],
+    momentum_to_end=windowed(rule, gates, momentum_between)[..., -1, :],
   )
   return Factors(kept, kept_between, push)
 
@@ -79,13 +79,16 @@ def running_products(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.exp(running), lower * jnp.exp(jnp.where(lower > 0, between, 0))
 
 
-def windowed(rule: Rule, between: jax.Array) -> jax.Array:
+def windowed(rule: Rule, gates: Gates, between: jax.Array) -> jax.Array:
   """Factors of writes as factors of the tokens in their windows: [..., C, C] to [..., C, C'].
 
-  The first window - 1 of the C' tokens are those before the chunk.
+  The first window - 1 of the C' tokens are those before the chunk. Padding does not write, though
+  tokens are in its window.
   """
   if rule.window == 1:
     return between
+  if gates.valid is not None:
+    between = between * gates.valid[..., None, :]
   size = between.shape[-1]
   behind = jnp.arange(size)[:, None] + rule.window - 1 - jnp.arange(size + rule.window - 1)[None]
   band = ((behind >= 0) & (behind < rule.window)).astype(between.dtype)

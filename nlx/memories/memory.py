@@ -53,16 +53,15 @@ def natural_objective(rule: Rule) -> Objective:
   return dot_product() if rule.transposed else l2()
 
 
-def check(memory: Memory) -> None:
+def check_rule(rule: Rule, network: Network, objective: Objective) -> None:
   """Raises ValueError if the rule does not apply to the network or to the objective."""
-  rule, objective = memory.rule, memory.objective.name
   if not (rule.exact or rule.transposed):
     return
-  if not memory.network.linear:
+  if not network.linear:
     raise ValueError(f'the rule {rule.name} needs a memory that is one matrix, `matrix()`.')
   needed = natural_objective(rule).name
-  if objective != needed:
-    raise ValueError(f'the rule {rule.name} needs the objective {needed}, got {objective}.')
+  if objective.name != needed:
+    raise ValueError(f'the rule {rule.name} needs the objective {needed}, got {objective.name}.')
 
 
 def init_state(memory: Memory, weights: Weights, widths: tuple[int, int] = (0, 0)) -> MemoryState:
@@ -133,7 +132,8 @@ def surprise(
   shapes = jax.eval_shape(lambda: _linear_outputs(memory.network, weights, keys))
   offsets = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
   prediction, backward, inputs = jax.vjp(forward, offsets, has_aux=True)
-  (errors,) = backward(memory.objective.error(prediction, target))
+  error = memory.objective.error(prediction, target)
+  (errors,) = backward(error.astype(prediction.dtype))
   if memory.rule.scale_by_depth and len(errors) > 1:
     errors = {name: error / len(errors) for name, error in errors.items()}
   return inputs, errors
@@ -252,7 +252,7 @@ def level(memory: Memory, chunk_size: int, widths: tuple[int, int] = (0, 0)) -> 
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 90-93.
   """
-  check(memory)
+  check_rule(memory.rule, memory.network, memory.objective)
   inner = Level(
     init=lambda weights: init_state(memory, weights, widths),
     update=lambda held, live: live,

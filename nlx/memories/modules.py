@@ -1,5 +1,6 @@
 """Small slow parts that memories and blocks share: norms, projections, a causal convolution."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,10 +10,10 @@ from flax import nnx
 _EPSILON = 1e-6
 
 
-def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = _EPSILON) -> jax.Array:
   """Divides x by its root mean square along the last axis, times `scale`, in at least float32."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + _EPSILON)
+  inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
   scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
   return (wide * inverse * scale).astype(x.dtype)
 
@@ -22,15 +23,35 @@ def unit_norm(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + _EPSILON)
 
 
+def swiglu(
+  x: jax.Array,
+  up: Callable[[jax.Array], jax.Array],
+  down: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """down(silu(gate) * value), where `up` gives gate and value [..., 2F] of x."""
+  gate, value = jnp.split(up(x), 2, axis=-1)
+  return down(jax.nn.silu(gate) * value)
+
+
+def horizon_logits(heads: int) -> jax.Array:
+  """Initial logits [H] of retentions whose horizons are spread from 256 to 4096 tokens.
+
+  A residual memory both of whose matrices have decayed to zero has no gradient and stays there; an
+  untrained gate must not bring it so far.
+  """
+  return jnp.log(jnp.logspace(8, 12, heads, base=2.0))
+
+
 class RMSNorm(nnx.Module):
   """Root-mean-square normalisation with a learned scale."""
 
-  def __init__(self, dim: int, *, dtype: Any = jnp.float32):
+  def __init__(self, dim: int, *, epsilon: float = _EPSILON, dtype: Any = jnp.float32):
     self.scale = nnx.Param(jnp.ones((dim,), dtype))
+    self.epsilon = epsilon
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., dim] to [..., dim]."""
-    return rms_norm(x, self.scale[...])
+    return rms_norm(x, self.scale[...], self.epsilon)
 
 
 class Projection(nnx.Module):

@@ -53,7 +53,7 @@ def gate_factors(rule: Rule, gates: Gates) -> Factors:
     momentum, gathered = None, jnp.eye(size, dtype=gates.rate.dtype)
     gathered = jnp.broadcast_to(gathered, (*gates.rate.shape, size))
   scale = gates.rate if rule.orthogonal else None
-  return Factors(kept, added, momentum, windowed(rule, gathered), scale)
+  return Factors(kept, added, momentum, windowed(rule, gates, gathered), scale)
 
 
 def matrix_chunk(

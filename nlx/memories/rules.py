@@ -69,6 +69,21 @@ class Rule(NamedTuple):
   mirror: Retention | None = None
 
   @property
+  def text(self) -> str:
+    """The rule in a few words."""
+    parts = (
+      (self.name, True),
+      (f'window {self.window}', self.window > 1),
+      ('momentum', self.momentum),
+      ('orthogonal', self.orthogonal),
+      (
+        'retention' + (f' {self.mirror.name}' if self.mirror else ''),
+        self.retention or self.mirror,
+      ),
+    )
+    return ', '.join(part for part, is_used in parts if is_used)
+
+  @property
   def per_token(self) -> bool:
     """Whether some step is not linear in the state, so that each token's matrices are built."""
     return self.orthogonal > 0 or self.mirror is not None
@@ -284,7 +299,12 @@ _LOG_FLOOR = -15.0
 
 def log_gate(logits: jax.Array) -> jax.Array:
   """Log sigmoid of logits, bounded below so that a closed gate has finite gradients everywhere."""
-  return jnp.maximum(jax.nn.log_sigmoid(logits), _LOG_FLOOR)
+  return bounded_log_gate(jax.nn.log_sigmoid(logits))
+
+
+def bounded_log_gate(log_gate: jax.Array) -> jax.Array:
+  """The logarithm of a gate, not below that of a gate that is as good as closed."""
+  return jnp.maximum(log_gate, _LOG_FLOOR)
 
 
 def mask_gates(gates: Gates, valid: jax.Array) -> Gates:

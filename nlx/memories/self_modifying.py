@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nlx import core
-from nlx.levels import PeriodicState
+from nlx.levels import LevelInfo, PeriodicState
 from nlx.memories import memory as memories
 from nlx.memories.layer import layer
 from nlx.memories.memory import Memory, Tokens
-from nlx.memories.modules import CausalConv, Projection, rms_norm, unit_norm
+from nlx.memories.modules import CausalConv, Projection, horizon_logits, rms_norm, unit_norm
 from nlx.memories.networks import Network, apply, init_weights, mlp
 from nlx.memories.objectives import l2
 from nlx.memories.rules import Gates, Rule, dgd, log_gate, mask_gates
@@ -34,6 +34,8 @@ class SelfModifyingConfig:
     rule: Update rule of all memories.
     adaptive: The roles among 'k', 'v', 'eta', 'alpha', 'q' that are memories; the others are slow
       projections. The paper leaves q out: its ablation shows no gain.
+    own_targets: Whether memories make their own targets of the values (Eq. 84); if not, the values
+      are the targets.
     reads: 'token' or 'chunk', see `nlx.memories.layer`.
     rate_gate: 'sigmoid', eta in (0, 1), or 'exponential', so that the proximal rate of a unit key
       covers (0, 1), which tracking a state needs.
@@ -50,6 +52,7 @@ class SelfModifyingConfig:
   projection_chunk_size: int
   rule: Rule = dgd(momentum=True)
   adaptive: tuple[str, ...] = ('k', 'v', 'eta', 'alpha')
+  own_targets: bool = True
   reads: str = 'token'
   rate_gate: str = 'sigmoid'
   conv_width: int = 4
@@ -81,6 +84,20 @@ class SelfModifyingConfig:
   def network(self) -> Network:
     """The map that every memory of the layer is."""
     return mlp(self.memory_hidden)
+
+  @property
+  def alignment(self) -> int:
+    """Tokens between the boundaries at which reading in parallel may begin."""
+    return self.projection_chunk_size
+
+  @property
+  def grows(self) -> bool:
+    """Whether the state grows with the length of a stream."""
+    return False
+
+  def make(self, *, rngs: nnx.Rngs) -> 'SelfModifying':
+    """The layer, with random parameters."""
+    return SelfModifying(self, rngs=rngs)
 
 
 class SelfModifyingState(NamedTuple):
@@ -165,7 +182,10 @@ class SelfModifying(nnx.Module):
   def _levels(self):
     """The adaptive roles as a level, and the main memory as a layer."""
     config = self.config
-    target = lambda weights, values: unit_norm(apply(config.network, weights, values))  # noqa: E731
+
+    def target(weights, values):
+      return unit_norm(apply(config.network, weights, values)) if config.own_targets else values
+
     roles = memories.level(
       Memory(config.network, config.rule, l2(), target), config.projection_chunk_size
     )
@@ -275,6 +295,29 @@ class SelfModifying(nnx.Module):
     out = jnp.transpose(out, (0, 2, 1, 3)).reshape(gate.shape)
     return self.output(out.astype(gate.dtype) * jax.nn.silu(gate))
 
+  def level_infos(self) -> list[LevelInfo]:
+    """The main memory and the adaptive roles, for tables."""
+    config = self.config
+
+    shapes = config.network.shapes(config.head_dim, config.head_dim)
+    size = config.num_heads * sum(rows * columns for rows, columns in shapes.values())
+    objective = 'L2 to own values' if config.own_targets else 'L2'
+    like = LevelInfo('memory', config.chunk_size, 'token', objective, config.rule.text, size, '')
+    infos = [like._replace(transfer='weights, initial state')]
+    if config.adaptive:
+      roles = like._replace(
+        name='roles ' + ' '.join(config.adaptive),
+        period=config.projection_chunk_size,
+        parameters=len(config.adaptive) * size,
+        transfer='generation, initial state',
+      )
+      infos.append(roles)
+    return infos
+
+  def level_states(self, state: SelfModifyingState) -> list[Any]:
+    """The states of the levels of `level_infos`."""
+    return [state.memory] if state.roles is None else [state.memory, state.roles]
+
 
 def _for_roles(tokens: Tokens) -> Tokens:
   """Adds the role axis [B, H, 1, C, ...]: all roles write the same keys with the same gates."""
@@ -282,10 +325,5 @@ def _for_roles(tokens: Tokens) -> Tokens:
 
 
 def _initial_gate_biases(heads: int) -> jax.Array:
-  """[2, H]: rates of sigmoid(0), retentions whose horizons are spread from 256 to 4096 tokens.
-
-  A residual memory both of whose matrices have decayed to zero has no gradient and stays there; an
-  untrained gate must not bring it so far.
-  """
-  horizons = jnp.logspace(8, 12, heads, base=2.0)
-  return jnp.stack([jnp.zeros((heads,)), jnp.log(horizons)])
+  """[2, H]: rates of sigmoid(0), and retentions."""
+  return jnp.stack([jnp.zeros((heads,)), horizon_logits(heads)])

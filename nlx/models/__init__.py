@@ -1,18 +1,82 @@
 """Models: blocks of a sequence mixer and a continuum memory system, and what they write."""
 
-from nlx.models.config import LanguageModelConfig, hope, transformer
+from nlx.models.baselines import (
+  atlas,
+  deltanet,
+  gated_deltanet,
+  linear_attention,
+  moneta,
+  oja,
+  retnet,
+  samba,
+  titans,
+  titans_mac,
+  titans_mag,
+  titans_mal,
+  ttt_linear,
+  ttt_mlp,
+  yaad,
+)
+from nlx.models.config import LanguageModelConfig, MixerConfig
+from nlx.models.families import hope, hope_attention, transformer
 from nlx.models.generation import generate
 from nlx.models.language_model import Block, LanguageModel, create, token_losses
+from nlx.models.sizes import count_parameters, with_parameters
 from nlx.models.streaming import StreamState
 
+FAMILIES = {
+  family.__name__: family
+  for family in (
+    hope,
+    hope_attention,
+    transformer,
+    linear_attention,
+    retnet,
+    deltanet,
+    gated_deltanet,
+    oja,
+    ttt_linear,
+    ttt_mlp,
+    titans,
+    titans_mac,
+    titans_mag,
+    titans_mal,
+    moneta,
+    yaad,
+    atlas,
+    samba,
+  )
+}
+"""Every named model: from sizes to a configuration."""
+
 __all__ = [
+  'FAMILIES',
   'Block',
   'LanguageModel',
   'LanguageModelConfig',
+  'MixerConfig',
   'StreamState',
+  'atlas',
+  'count_parameters',
   'create',
+  'deltanet',
+  'gated_deltanet',
   'generate',
   'hope',
+  'hope_attention',
+  'linear_attention',
+  'moneta',
+  'oja',
+  'retnet',
+  'samba',
+  'titans',
+  'titans_mac',
+  'titans_mag',
+  'titans_mal',
   'token_losses',
   'transformer',
+  'ttt_linear',
+  'ttt_mlp',
+  'with_parameters',
+  'yaad',
 ]

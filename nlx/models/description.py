@@ -7,9 +7,7 @@ from nlx.levels import LevelInfo
 def level_infos(model) -> list[LevelInfo]:
   """The levels of `model`, fastest first: memories, continuum memory blocks, slow weights."""
   config = model.config
-  infos = []
-  if config.mixer == 'self_modifying':
-    infos += _memories(model)
+  infos = _memories(model)
   blocks = model.blocks.cms.blocks
   learning = [block for block, period in zip(blocks, config.cms_periods, strict=True) if period]
   for period, block in zip(config.in_context_periods, learning, strict=True):
@@ -28,21 +26,10 @@ def level_infos(model) -> list[LevelInfo]:
 
 
 def _memories(model) -> list[LevelInfo]:
-  config, mixer = model.config, model.blocks.mixer.memory
-  rule = config.rule.name
-  rule += ', momentum' if config.rule.momentum else ''
-  rule += ', retention' if config.rule.retention else ''
-
-  def info(name, period, weights, transfer):
-    size = core.tree_size([weight[...] for weight in weights.values()])
-    return LevelInfo(name, period, 'token', 'L2 to own values', rule, size, transfer)
-
-  memories = [info('memory', config.chunk_size, mixer.memory_weights, 'weights, initial state')]
-  if mixer.role_weights is not None:
-    name = 'roles ' + ' '.join(config.adaptive)
-    transfer = 'generation, initial state'
-    memories.append(info(name, config.projection_chunk_size, mixer.role_weights, transfer))
-  return memories
+  """The memories of all layers together."""
+  layers = model.config.num_layers
+  infos = model.blocks.mixer.memory.level_infos()
+  return [info._replace(parameters=layers * info.parameters) for info in infos]
 
 
 def _slow(model) -> LevelInfo:

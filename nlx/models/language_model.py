@@ -10,9 +10,7 @@ from flax import nnx
 from nlx import core
 from nlx.cms import SequentialCMS, in_context_level
 from nlx.levels import LevelInfo, NestResult, PeriodicState, nest
-from nlx.memories.attention import Attention
 from nlx.memories.modules import Projection, RMSNorm
-from nlx.memories.self_modifying import SelfModifying, SelfModifyingState
 from nlx.models import streaming
 from nlx.models.config import LanguageModelConfig
 from nlx.models.description import level_infos
@@ -23,24 +21,25 @@ class Block(nnx.Module):
   """x + mixer(norm(x)), then the continuum memory system, Eqs. 94-97."""
 
   def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
-    dtypes = {'dtype': config.dtype, 'param_dtype': config.param_dtype}
     self.mixer = Mixer(config, rngs=rngs)
     self.cms = SequentialCMS(
-      config.model_dim, config.cms_hidden, config.cms_periods, config.cms_rate, rngs=rngs, **dtypes
+      config.model_dim,
+      config.cms_hidden,
+      config.cms_periods,
+      config.cms_rate,
+      rngs=rngs,
+      norm_epsilon=config.norm_epsilon,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
     )
 
 
 class Mixer(nnx.Module):
-  """x + mixer(norm(x)), where the mixer is attention or a self-modifying memory."""
+  """x + mixer(norm(x)), where the mixer is a memory of any kind."""
 
   def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
-    dtypes = {'dtype': config.dtype, 'param_dtype': config.param_dtype}
-    self.norm = RMSNorm(config.model_dim, dtype=config.param_dtype)
-    self.memory: Attention | SelfModifying
-    if config.mixer == 'attention':
-      self.memory = Attention(config.model_dim, config.num_heads, rngs=rngs, **dtypes)
-    else:
-      self.memory = SelfModifying(config.self_modifying, rngs=rngs)
+    self.norm = RMSNorm(config.model_dim, epsilon=config.norm_epsilon, dtype=config.param_dtype)
+    self.memory: Any = config.mixer.make(rngs=rngs)
 
   def init_state(self, batch_size: int, max_length: int | None) -> Any:
     """The state before the first token."""
@@ -89,7 +88,7 @@ class LanguageModel(nnx.Module):
       return Block(config, rngs=rngs)
 
     self.blocks = stacked(rngs)
-    self.norm = RMSNorm(config.model_dim, dtype=config.param_dtype)
+    self.norm = RMSNorm(config.model_dim, epsilon=config.norm_epsilon, dtype=config.param_dtype)
     self.head = Projection(
       config.model_dim,
       config.vocab_size,
@@ -263,11 +262,18 @@ class LanguageModel(nnx.Module):
 
     def sizes(fast, carry, logits):
       del logits
-      fast_sizes = [_root_mean_square(state) for state in (*_mixer_states(carry), *fast)]
+      states = (*self._mixer_states(carry), *fast)
+      fast_sizes = [_root_mean_square(state) for state in states]
       return jnp.stack([*fast_sizes, slow])
 
     outputs = self.run(tokens, targets, mask, sizes).outputs
     return {name: outputs[:, i] for i, name in enumerate(names)}
+
+  def _mixer_states(self, carry: Carry) -> list:
+    """The state of each memory level over all layers."""
+    mixer = self.blocks.mixer.memory
+    layers = [carry.first] if self.config.num_layers == 1 else list(carry)
+    return list(zip(*(mixer.level_states(state) for state in layers), strict=True))
 
   def level_infos(self) -> list[LevelInfo]:
     """The levels of this model, fastest first, for `nlx.describe` and `nlx.levels.plot`."""
@@ -286,9 +292,9 @@ class LanguageModel(nnx.Module):
       The state, for `__call__`.
 
     Raises:
-      ValueError: If the model has attention and `max_length` is not given.
+      ValueError: If the model has full attention and `max_length` is not given.
     """
-    if max_length is None and self.config.mixer == 'attention':
+    if max_length is None and self.config.mixer.grows:
       raise ValueError('`max_length` must be given: attention keeps every token that it has read.')
     if max_length is not None and self.config.base_chunk > 1:
       max_length += self.config.base_chunk  # The last chunk is padded.
@@ -317,15 +323,6 @@ class LanguageModel(nnx.Module):
 
 def _layer(tree, index):
   return jax.tree.map(lambda x: x[index], tree)
-
-
-def _mixer_states(carry: Carry) -> list:
-  """The state of each memory level over all layers."""
-  if not isinstance(carry.first, SelfModifyingState):
-    return []
-  layers = [state for state in carry if state]
-  memory, roles = ([getattr(layer, name) for layer in layers] for name in ('memory', 'roles'))
-  return [memory] if carry.first.roles is None else [memory, roles]
 
 
 def _root_mean_square(state) -> jax.Array:

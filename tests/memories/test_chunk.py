@@ -1,81 +1,66 @@
 """Every rule: the chunk-parallel form against the recurrence, token by token."""
 
-import itertools
-
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from nlx import memories
+from tests.compiling import quick_jit
 from tests.memories import problems
+from tests.memories.catalogue import CASES
 
-WINDOW = 5
-MAKERS = {'gradient': memories.gradient, 'dgd': memories.dgd}
-RULES = {
-  f'{name}-{momentum=}-{retention=}': MAKERS[name](momentum=momentum, retention=retention)
-  for name, momentum, retention in itertools.product(MAKERS, (False, True), (False, True))
-}
-# Beside them: rule, network and objective. Windows reach beyond chunks; mirrors need momentum too.
-OTHERS = {
-  'delta': (memories.delta_rule(), 'matrix', None),
-  'delta without retention': (memories.delta_rule(retention=False), 'matrix', None),
-  'oja': (memories.oja(), 'matrix', None),
-  'oja without retention': (memories.oja(retention=False), 'matrix', None),
-  'omega': (memories.omega(window=WINDOW), 'mlp', None),
-  'omega without momentum': (memories.omega(window=11, momentum=False), 'matrix', None),
-  'omega, literal': (memories.omega(window=2, literal=True), 'matrix', None),
-  'atlas': (memories.omega(window=WINDOW, orthogonal=3), 'mlp', None),
-  'muon without retention': (
-    memories.omega(window=1, retention=False, momentum=False, orthogonal=2), 'matrix', None
-  ),
-  'moneta': (memories.gradient(mirror=memories.lq_retention(4, 0.5)), 'mlp', memories.lp(3.0)),
-  'memora': (memories.gradient(momentum=True, mirror=memories.kl_retention()), 'matrix', None),
-  'yaad': (memories.gradient(), 'mlp', memories.huber()),
-  'hebbian': (memories.gradient(literal=True), 'matrix', memories.dot_product()),
-  'mlp with biases': (memories.dgd(), 'biased', None),
-}  # fmt: skip
-every_other = pytest.mark.parametrize('case', OTHERS)
-every_rule = pytest.mark.parametrize('rule', RULES.values(), ids=RULES)
-every_network = pytest.mark.parametrize('network', ['matrix', 'mlp'])
+every_case = pytest.mark.parametrize('name', CASES)
+
+
+def both(name, chunk_size, length):
+  """Results and gradients of the chunk-parallel form, and of the recurrence."""
+  rule, network, objective = CASES[name]
+  got = problems.parallel(network, rule, chunk_size, length, objective=objective)
+  plain = problems.recurrence(network, rule, length, objective=CASES[name].written_objective)
+  return got, plain(chunk_size)
 
 
 @pytest.mark.usefixtures('float64')
-@every_rule
-@every_network
-def test_chunk_form_equals_the_recurrence(network, rule):
-  got, _ = problems.parallel(network, rule, chunk_size=8, length=21)
-  problems.assert_close(got, problems.recurrence(network, rule, length=21)(8)[0])
-
-
-@pytest.mark.usefixtures('float64')
-@every_rule
-@every_network
-def test_chunk_form_has_the_gradient_of_the_recurrence(network, rule):
-  _, got = problems.parallel(network, rule, chunk_size=8, length=21)
-  problems.assert_close(got, problems.recurrence(network, rule, length=21)(8)[1])
-
-
-def other(case):
-  """Chunk form and recurrence of a case: results and gradients of each."""
-  rule, network, objective = OTHERS[case]
-  needed = memories.dot_product() if rule.transposed else objective
-  got = problems.parallel(network, rule, chunk_size=8, length=21, objective=objective)
-  return got, problems.recurrence(network, rule, length=21, objective=needed)(8)
-
-
-@pytest.mark.usefixtures('float64')
-@every_other
-def test_chunk_form_of_another_rule_equals_the_recurrence(case):
-  (got, _), (expected, _) = other(case)
+@every_case
+def test_chunk_form_equals_the_recurrence(name):
+  (got, _), (expected, _) = both(name, chunk_size=8, length=21)
   problems.assert_close(got, expected)
 
 
 @pytest.mark.usefixtures('float64')
-@every_other
-def test_chunk_form_of_another_rule_has_the_gradient_of_the_recurrence(case):
-  (_, got), (_, expected) = other(case)
+@every_case
+def test_chunk_form_has_the_gradient_of_the_recurrence(name):
+  (_, got), (_, expected) = both(name, chunk_size=8, length=21)
   problems.assert_close(got, expected)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('name', ['delta', 'oja', 'omega', 'omega without momentum', 'atlas'])
+def test_padding_leaves_no_trace(name):
+  """In a chunk that it ends, from which the layer reads on."""
+  layer = CASES[name].layer(chunk_size=8)
+  weights, *args = problems.problem(CASES[name].network, 21)
+  tokens = memories.Tokens(*args[:3])
+  take = lambda end: jax.tree.map(lambda x: x[:, :end], (tokens, args[3]))  # noqa: E731
+  state = layer.level.init(weights)
+  unroll = quick_jit(layer.unroll)
+  _, got = unroll(state, *take(16), 13)
+  problems.assert_close(got, unroll(state, *take(13))[1])
+  following = jax.tree.map(lambda x: x[:, 13:15], (tokens, args[3]))
+  out, _ = quick_jit(layer.step)(got, *following)
+  problems.assert_close(out, unroll(state, *take(21))[0][:, 13:15])
+
+
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(
+  st.sampled_from(sorted(CASES)), st.sampled_from([1, 3, 16, 32]), st.sampled_from([1, 7, 33])
+)
+def test_chunk_form_of_any_size_equals_the_recurrence(name, chunk_size, length):
+  with jax.enable_x64(True):
+    problems.assert_close(*both(name, chunk_size, length))
 
 
 @pytest.mark.usefixtures('float64')

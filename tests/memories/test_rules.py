@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nlx import memories
+from nlx.memories import chunk
 
 K, V = 4, 3
 
@@ -147,3 +148,124 @@ def test_mask_gates_opens_retention_and_closes_the_rate():
   masked = memories.mask_gates(gates, jnp.array([True, True, False, False]))
   for gate in masked[:3]:
     np.testing.assert_array_equal(gate, [[-0.5, -0.5, 0, 0]] * 2)
+
+
+# ----- rules that are special cases of each other
+
+
+def orthonormal(length):
+  """Tokens whose keys do not answer each other."""
+  k, v, q, eta, alpha, mu, w = tokens(length)
+  return np.linalg.qr(k.T)[0].T, v, q, eta, alpha, mu, 0 * w
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('momentum', [False, True])
+def test_dgd_whose_decay_is_zero_is_the_gradient_rule(momentum, monkeypatch):
+  data = tokens(10)
+  expected = run(memories.gradient(momentum=momentum), *data)
+  rates = chunk.rates
+
+  def without_decay(*args):
+    decay, write = rates(*args)
+    return jnp.zeros_like(decay), write
+
+  monkeypatch.setattr(chunk, 'rates', without_decay)
+  np.testing.assert_allclose(run(memories.dgd(momentum=momentum), *data), expected, atol=1e-12)
+
+
+@pytest.mark.usefixtures('float64')
+def test_gated_delta_rule_with_open_retention_is_the_delta_rule():
+  k, v, q, eta, alpha, mu, w = tokens(10)
+  got = run(memories.delta_rule(), k, v, q, eta, 0 * alpha + 1, mu, w)
+  expected = run(memories.delta_rule(retention=False), k, v, q, eta, alpha, mu, w)
+  np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+@pytest.mark.usefixtures('float64')
+def test_delta_rule_that_reads_nothing_back_is_linear_attention():
+  data = orthonormal(4)
+  expected = run(memories.gradient(literal=True), *data, objective=memories.dot_product())
+  np.testing.assert_allclose(run(memories.delta_rule(), *data), expected, atol=1e-12)
+
+
+@pytest.mark.usefixtures('float64')
+def test_omega_rule_of_one_token_is_the_gradient_rule():
+  data = tokens(10)
+  got = run(memories.omega(window=1), *data)
+  np.testing.assert_allclose(got, run(memories.gradient(momentum=True), *data), atol=1e-12)
+
+
+@pytest.mark.usefixtures('float64')
+def test_delta_rule_does_not_depend_on_the_chunk_size():
+  data = tokens(10)
+  got, expected = (run(memories.delta_rule(), *data, chunk_size=size) for size in (10, 1))
+  np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('chunk_size', [1, 10])
+def test_oja_converges_to_the_direction_that_it_is_shown(chunk_size):
+  """On one value v: W^T v approaches k, the fixed point of Eq. 66."""
+  k, v, _, _, _, _, w = tokens(1)
+  v = v / np.linalg.norm(v)
+  many = [np.repeat(x, 100, axis=0) for x in (k, v, k)]
+  rule = memories.oja(retention=False)
+  got = run(rule, *many, *np.full((3, 100), 0.5), w, chunk_size=chunk_size)
+  np.testing.assert_allclose(got[-1] @ v[0], k[0] @ k[0], rtol=1e-9)
+
+
+# ----- retention by mirror maps, and objectives
+
+
+@pytest.mark.usefixtures('float64')
+def test_lq_retention_is_the_printed_map_above_its_floor():
+  dual = np.random.default_rng(0).normal(size=(2, V, K))
+  expected = [a / np.sum(a**4) ** (2 / 4) for a in dual]
+  np.testing.assert_allclose(memories.lq_retention(4.0).weight(dual), expected, rtol=1e-12)
+  np.testing.assert_allclose(memories.lq_retention(4.0).weight(dual / 100), dual / 100)
+  np.testing.assert_allclose(memories.lq_retention(2.0).weight(dual), dual)
+
+
+@pytest.mark.usefixtures('float64')
+def test_kl_retention_is_the_multiplicative_update():
+  """W_t proportional to W_{t-1}^alpha exp(-step)."""
+  dual, step = np.random.default_rng(0).normal(size=(2, V, K))
+  weight = memories.kl_retention(scale=1.0).weight
+  before, after = np.asarray(weight(dual)), weight(0.9 * dual - step)
+  moved = before**0.9 * np.exp(-step)
+  np.testing.assert_allclose(after, moved / moved.sum(axis=-1, keepdims=True), rtol=1e-10)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('p', [2.0, 3.0, 4.0])
+def test_lp_error_is_the_gradient_of_the_norm(p):
+  prediction, target = np.random.default_rng(0).normal(size=(2, V))
+  gradient = jax.grad(lambda x: jnp.sum(jnp.abs(x - target) ** p) / p)(jnp.asarray(prediction))
+  np.testing.assert_allclose(memories.lp(p).error(prediction, target), gradient, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: memories.omega(window=0), '`window` must be an integer of at least 1 token'),
+    (lambda: memories.omega(window=2, orthogonal=-1), '`orthogonal` must be at least 0'),
+    (lambda: memories.lq_retention(1.5), '`q` must be at least 2'),
+    (lambda: memories.lp(1.0), '`p` must be at least 2'),
+    (lambda: memories.layer(memories.mlp(4), memories.delta_rule(), 4), 'one matrix'),
+    (lambda: memories.layer(memories.mlp(4), memories.oja(), 4), 'one matrix'),
+    (
+      lambda: memories.layer(memories.matrix(), memories.oja(), 4, memories.l2()),
+      'needs the objective dot product, got L2',
+    ),
+    (
+      lambda: memories.layer(memories.matrix(), memories.omega(window=2), 4).level.init(
+        {'w': jnp.zeros((3, 4))}
+      ),
+      '`widths` of keys and values must be given',
+    ),
+  ],
+)
+def test_rule_names_what_it_does_not_fit(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()

@@ -19,10 +19,17 @@ HOPE = models.hope(**SIZES, **MEMORIES, cms_periods=(8, 0, 16), cms_hidden=12, c
 CONFIGS = {
   'hope': HOPE,
   'hope-static': models.hope(**SIZES, **MEMORIES, cms_periods=(0,)),
-  'hope-attention': dataclasses.replace(HOPE, mixer='attention'),
+  'hope-attention': models.hope_attention(
+    **SIZES, cms_periods=(8, 0, 16), cms_hidden=12, cms_rate=0.5
+  ),
   'transformer': models.transformer(**SIZES),
 }
 ONE_LAYER = dataclasses.replace(HOPE, num_layers=1, cms_periods=(8, 16))
+
+
+def with_mixer(config, **changes):
+  """A configuration whose mixer differs in some fields."""
+  return dataclasses.replace(config, mixer=dataclasses.replace(config.mixer, **changes))
 
 
 @functools.cache

@@ -1,9 +1,11 @@
 """Configurations: what they derive, and what they refuse."""
 
+import dataclasses
+
 import pytest
-from flax import nnx
 
 from nlx import models
+from nlx.memories.attention import AttentionConfig
 from tests.models import problems
 
 HOPE = {**problems.SIZES, **problems.MEMORIES, 'cms_periods': (8, 16)}
@@ -25,7 +27,8 @@ def test_transformer_hidden_width_is_eight_thirds_in_multiples_of_32(model_dim, 
 
 def test_transformer_is_attention_and_one_block_that_never_learns_in_context():
   config = models.transformer(**problems.SIZES)
-  assert (config.mixer, config.cms_periods, config.in_context_periods) == ('attention', (0,), ())
+  assert isinstance(config.mixer, AttentionConfig)
+  assert (config.cms_periods, config.in_context_periods) == ((0,), ())
 
 
 def test_config_leaves_out_blocks_that_never_learn():
@@ -69,7 +72,7 @@ def test_config_is_hashable_and_equal_by_value():
     ),
     (
       {'cms_periods': (12,)},
-      r'`cms_periods\[0\]` must be a multiple of `projection_chunk_size`, got 12 and 8',
+      r'`cms_periods\[0\]` must be a multiple of `chunk of the mixer`, got 12 and 8',
     ),
     (
       {'projection_chunk_size': 6},
@@ -89,20 +92,21 @@ def test_config_names_a_wrong_argument(options, message):
     models.hope(**HOPE | options)
 
 
-def test_config_names_an_unknown_mixer():
-  with pytest.raises(ValueError, match="`mixer` must be one of .*'self_modifying'.*, got 'conv'"):
-    models.LanguageModelConfig(
-      name='x', mixer='conv', cms_periods=(0,), cms_hidden=8, **problems.SIZES
-    )
+def test_config_names_a_mixer_of_another_width():
+  config = models.transformer(**problems.SIZES)
+  with pytest.raises(ValueError, match='`mixer.model_dim` must be the `model_dim` 32, got 16'):
+    dataclasses.replace(config, model_dim=32)
 
 
-def test_config_of_attention_has_no_projection_chunk_to_divide():
-  options = {**HOPE, 'cms_periods': (12, 24), 'cms_hidden': 8}
-  config = models.LanguageModelConfig(name='x', mixer='attention', **options)
-  assert config.base_chunk == 12
+def test_config_of_attention_has_no_chunk_to_divide():
+  assert models.hope_attention(**problems.SIZES, cms_periods=(12, 24)).base_chunk == 12
 
 
-def test_create_names_heads_that_do_not_divide_in_attention():
-  config = models.transformer(**problems.SIZES | {'num_heads': 3})
+def test_transformer_names_heads_that_do_not_divide():
   with pytest.raises(ValueError, match='`model_dim` must be a multiple of `num_heads`'):
-    nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
+    models.transformer(**problems.SIZES | {'num_heads': 3})
+
+
+def test_config_names_an_option_that_nothing_has():
+  with pytest.raises(TypeError, match='unexpected keyword argument .*chunksize'):
+    models.deltanet(**problems.SIZES, chunksize=8)

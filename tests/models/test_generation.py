@@ -1,6 +1,5 @@
 """Writing text: greedy, sampled, and continued from a state."""
 
-import dataclasses
 import functools
 
 import jax
@@ -14,7 +13,7 @@ from tests.models import problems
 
 PROMPT, WRITTEN = 11, 9
 # Its prompt and what it writes pass several base chunks of 8.
-HOPE = dataclasses.replace(problems.ONE_LAYER, chunk_size=8)
+HOPE = problems.with_mixer(problems.ONE_LAYER, chunk_size=8)
 TRANSFORMER = problems.CONFIGS['transformer']
 both_models = pytest.mark.parametrize('config', [HOPE, TRANSFORMER], ids=['hope', 'transformer'])
 

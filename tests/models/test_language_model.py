@@ -97,7 +97,9 @@ def test_call_names_tokens_of_a_wrong_rank():
 # ----- precision
 
 
-HALF = dataclasses.replace(problems.HOPE, dtype=jnp.bfloat16)
+HALF = dataclasses.replace(
+  problems.with_mixer(problems.HOPE, dtype=jnp.bfloat16), dtype=jnp.bfloat16
+)
 
 
 def test_bfloat16_has_nearly_the_loss_of_float32():
@@ -138,7 +140,7 @@ def test_diagnose_names_the_levels_in_their_order(config):
 @functools.cache
 def diagnosis(literal):
   rule = memories.dgd(momentum=True, literal=literal)
-  config = dataclasses.replace(problems.ONE_LAYER, chunk_size=8, rule=rule)
+  config = problems.with_mixer(problems.ONE_LAYER, chunk_size=8, rule=rule)
   return quick_jit(problems.make(config).diagnose)(*problems.texts(length=512))
 
 

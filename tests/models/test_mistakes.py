@@ -20,7 +20,9 @@ from tests.models import problems
 LENGTH, CHUNK, PERIODS = problems.LENGTH, 8, (8, 16, 32)
 # A memory between blocks that learn at three speeds; nothing is clipped.
 HOPE = dataclasses.replace(
-  problems.HOPE, chunk_size=8, adaptive=('k', 'v'), cms_periods=PERIODS, cms_max_norm=1e6
+  problems.with_mixer(problems.HOPE, chunk_size=8, adaptive=('k', 'v')),
+  cms_periods=PERIODS,
+  cms_max_norm=1e6,
 )
 every_model = pytest.mark.parametrize('config', problems.CONFIGS.values(), ids=problems.CONFIGS)
 every_level = pytest.mark.parametrize('level', range(len(PERIODS)), ids=PERIODS)
@@ -32,7 +34,7 @@ every_level = pytest.mark.parametrize('level', range(len(PERIODS)), ids=PERIODS)
 @functools.cache
 def outer_gradient():
   """Of a text in which every level is updated at least twice, and every token occurs."""
-  config = dataclasses.replace(problems.ONE_LAYER, chunk_size=8)
+  config = problems.with_mixer(problems.ONE_LAYER, chunk_size=8)
   graph, params = problems.split(config)
   tokens = jnp.arange(problems.VOCAB)[None] * jnp.array([[1], [5]]) % problems.VOCAB
   tokens = jnp.concatenate([tokens, problems.tokens(length=16)], axis=1)

@@ -1,0 +1,103 @@
+"""Every model at equal parameters: speed and memory against the length of what is read."""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments import common
+from experiments.benchmarks import models as steps
+from experiments.benchmarks import timing
+from experiments.configs import lm
+
+CAPTION = (
+  'All models of `experiments/configs/lm.py` at size tiny, with equal numbers of parameters. '
+  '`train` is tokens per second of a whole training step, loss, gradient and AdamW, on one '
+  'sequence of so many tokens, and `mib` its peak of temporary buffers; `exponent` is the slope of '
+  'log time against log length. `decode` is tokens per second of one stream, token by token, of which so '
+  'many tokens were read, and learned from, before; `state mib` is what the stream carries then.'
+)
+
+
+class Sizes(NamedTuple):
+  """What is measured."""
+
+  size: str = 'tiny'  # As in lm.py:MODEL-SIZE.
+  families: tuple[str, ...] = lm.MODELS
+  lengths: tuple[int, ...] = (512, 2048, 8192)
+  contexts: tuple[int, ...] = (128, 8192)
+  piece: int = 128  # Tokens that are decoded at once.
+  repeats: int = 3
+
+
+FULL = Sizes()
+SMOKE = Sizes(
+  'smoke', ('linear_attention',), lengths=(64, 128), contexts=(8, 16), piece=8, repeats=1
+)
+
+
+def measure(sizes: Sizes) -> list[dict[str, Any]]:
+  """Returns one record for each model."""
+  rows = []
+  for family in sizes.families:
+    rows.append({'model': family, **_train(sizes, family), **_decode(sizes, family)})
+    print(rows[-1], flush=True)
+  return rows
+
+
+def _train(sizes: Sizes, family: str) -> dict[str, Any]:
+  row, seconds, compile_seconds = {}, [], []
+  for length in sizes.lengths:
+    config = lm.get_config(f'{family}-{sizes.size}')
+    config.data.batch_size, config.data.seq_len = 1, length
+    step = steps.Step(config)
+    seconds += timing.medians([step], sizes.repeats)
+    compile_seconds.append(step.program.compile_seconds)
+    row[f'train_{length}'] = length / seconds[-1]
+    row[f'mib_{length}'] = step.program.temp_bytes / 2**20
+  slope = float(np.polyfit(np.log(sizes.lengths), np.log(seconds), 1)[0])
+  return {
+    'parameters': step.parameters,
+    'compile_seconds': compile_seconds[0],
+    **row,
+    'exponent': slope,
+  }
+
+
+def _decode(sizes: Sizes, family: str) -> dict[str, Any]:
+  language = common.create(lm.get_config(f'{family}-{sizes.size}'))
+  grows = language.model.config.mixer.grows
+  row = {}
+  reader = jax.jit(functools.partial(_read, language.graph))
+  tokens = jax.random.randint(jax.random.key(0), (sizes.piece, 1, 1), 0, 256, jnp.int32)
+  state = None
+  for context in sizes.contexts:
+    if state is None or grows:
+      state, seen = language.model.init_state(1, context + (sizes.repeats + 1) * sizes.piece), 0
+    while seen < context:
+      state, seen = reader(language.params, state, tokens), seen + sizes.piece
+    seconds = []
+    for _ in range(sizes.repeats):
+      start = time.perf_counter()
+      state = jax.block_until_ready(reader(language.params, state, tokens))
+      seconds.append(time.perf_counter() - start)
+      seen += sizes.piece
+    row[f'decode_{context}'] = sizes.piece / float(np.median(seconds))
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+  return {**row, 'state_mib': size / 2**20}
+
+
+def _read(graph: nnx.GraphDef, params: Any, state: Any, tokens: jax.Array) -> Any:
+  """Returns the state after tokens [n, 1, 1], one after another, each made to depend on logits."""
+  model = nnx.merge(graph, params)
+
+  def one(state, token):
+    logits, state = model(token, state)
+    return state, jnp.argmax(logits)
+
+  state, _ = jax.lax.scan(one, state, tokens)
+  return state

@@ -1,0 +1,241 @@
+"""Mixers made of mixers: one after another, two beside each other, and an MLP as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nlx import core
+from nlx.levels import LevelInfo
+from nlx.memories.modules import Projection, RMSNorm, swiglu
+from nlx.models.config import MixerConfig
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig:
+  """A SwiGLU MLP in the place of a mixer, where a layer has more of them than its last.
+
+  Attributes:
+    model_dim: D.
+    hidden: F.
+    dtype: Of matrix products.
+    param_dtype: Of parameters.
+  """
+
+  model_dim: int
+  hidden: int
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+  alignment = 1
+  grows = False
+
+  def __post_init__(self):
+    core.check_positive('hidden', self.hidden)
+
+  def make(self, *, rngs: nnx.Rngs) -> 'FeedForward':
+    """The MLP, with random parameters."""
+    return FeedForward(self, rngs=rngs)
+
+
+class FeedForward(nnx.Module):
+  """A SwiGLU MLP with the interface of a mixer; its state is empty."""
+
+  def __init__(self, config: FeedForwardConfig, *, rngs: nnx.Rngs):
+    dtypes = {'dtype': config.dtype, 'param_dtype': config.param_dtype}
+    self.up = Projection(config.model_dim, 2 * config.hidden, rngs=rngs, **dtypes)
+    self.down = Projection(config.hidden, config.model_dim, rngs=rngs, **dtypes)
+
+  def init_state(self, batch_size: int, max_length: int | None = None) -> tuple:
+    """Nothing."""
+    del batch_size, max_length
+    return ()
+
+  def __call__(self, x: jax.Array, state: tuple, num_valid: Any = None) -> tuple[jax.Array, tuple]:
+    """[B, T, D] to [B, T, D], token by token."""
+    del num_valid
+    return swiglu(x, self.up, self.down), state
+
+  step = __call__
+
+  def level_infos(self) -> list[LevelInfo]:
+    """None: nothing learns in context."""
+    return []
+
+  def level_states(self, state: tuple) -> list[Any]:
+    """None."""
+    del state
+    return []
+
+
+@dataclass(frozen=True)
+class SeriesConfig:
+  """Mixers one after another, each x + mixer(norm(x)).
+
+  Attributes:
+    parts: The mixers, first to last.
+    norm_epsilon: Under the root of the norms between them.
+  """
+
+  parts: tuple[MixerConfig, ...]
+  norm_epsilon: float = 1e-6
+
+  def __post_init__(self):
+    _check_parts(self.parts, 1)
+
+  @property
+  def model_dim(self) -> int:
+    """D."""
+    return self.parts[0].model_dim
+
+  @property
+  def alignment(self) -> int:
+    """Tokens between the boundaries at which all parts may begin."""
+    return max(part.alignment for part in self.parts)
+
+  @property
+  def grows(self) -> bool:
+    """Whether the state of any part grows."""
+    return any(part.grows for part in self.parts)
+
+  def make(self, *, rngs: nnx.Rngs) -> 'Series':
+    """The layer, with random parameters."""
+    return Series(self, rngs=rngs)
+
+
+class Series(nnx.Module):
+  """Several mixers as one, [B, T, D] to [B, T, D]; norms are between the parts, not before."""
+
+  def __init__(self, config: SeriesConfig, *, rngs: nnx.Rngs):
+    self.parts = nnx.List([part.make(rngs=rngs) for part in config.parts])
+    norm = {'epsilon': config.norm_epsilon, 'dtype': config.parts[0].param_dtype}
+    self.norms = nnx.List([RMSNorm(config.model_dim, **norm) for _ in config.parts[1:]])
+
+  def init_state(self, batch_size: int, max_length: int | None = None) -> tuple:
+    """The states of all parts."""
+    return tuple(part.init_state(batch_size, max_length) for part in self.parts)
+
+  def __call__(
+    self, x: jax.Array, state: tuple, num_valid: jax.Array | None = None
+  ) -> tuple[jax.Array, tuple]:
+    """Reads from a boundary: x [B, T, D], normed, to what all parts add to it."""
+    return self._through(x, state, lambda part, *args: part(*args, num_valid))
+
+  def step(self, x: jax.Array, state: tuple) -> tuple[jax.Array, tuple]:
+    """Reads one token x [B, 1, D] anywhere in a chunk."""
+    return self._through(x, state, lambda part, *args: part.step(*args))
+
+  def _through(self, x, state, mix):
+    total, first = mix(self.parts[0], x, state[0])
+    states = [first]
+    for norm, part, part_state in zip(self.norms, self.parts[1:], state[1:], strict=True):
+      out, part_state = mix(part, norm(x + total), part_state)
+      total += out
+      states.append(part_state)
+    return total, tuple(states)
+
+  def level_infos(self) -> list[LevelInfo]:
+    """The levels of all parts."""
+    return [info for part in self.parts for info in part.level_infos()]
+
+  def level_states(self, state: tuple) -> list[Any]:
+    """The states of these levels."""
+    return _level_states(self.parts, state)
+
+
+@dataclass(frozen=True)
+class GatedConfig:
+  """Two mixers beside each other, of which one gates the other.
+
+  Attributes:
+    value: The mixer that is gated.
+    gate: The mixer that gates it.
+  """
+
+  value: MixerConfig
+  gate: MixerConfig
+
+  def __post_init__(self):
+    _check_parts((self.value, self.gate), 2)
+
+  @property
+  def model_dim(self) -> int:
+    """D."""
+    return self.value.model_dim
+
+  @property
+  def alignment(self) -> int:
+    """Tokens between the boundaries at which both may begin."""
+    return max(self.value.alignment, self.gate.alignment)
+
+  @property
+  def grows(self) -> bool:
+    """Whether the state of either grows."""
+    return self.value.grows or self.gate.grows
+
+  def make(self, *, rngs: nnx.Rngs) -> 'Gated':
+    """The layer, with random parameters."""
+    return Gated(self, rngs=rngs)
+
+
+class Gated(nnx.Module):
+  """norm(value(x)) * sigmoid(norm(gate(x))), [B, T, D] to [B, T, D].
+
+  References:
+    Behrouz et al., Titans, arXiv 2501.00663, Sec. 4.2 (memory as a gate).
+  """
+
+  def __init__(self, config: GatedConfig, *, rngs: nnx.Rngs):
+    self.value, self.gate = config.value.make(rngs=rngs), config.gate.make(rngs=rngs)
+    dtype = config.value.param_dtype
+    self.value_norm = RMSNorm(config.model_dim, dtype=dtype)
+    self.gate_norm = RMSNorm(config.model_dim, dtype=dtype)
+
+  def init_state(self, batch_size: int, max_length: int | None = None) -> tuple:
+    """The states of both."""
+    return tuple(p.init_state(batch_size, max_length) for p in (self.value, self.gate))
+
+  def __call__(
+    self, x: jax.Array, state: tuple, num_valid: jax.Array | None = None
+  ) -> tuple[jax.Array, tuple]:
+    """Reads x [B, T, D] from a boundary."""
+    value, first = self.value(x, state[0], num_valid)
+    gate, second = self.gate(x, state[1], num_valid)
+    return self._combine(value, gate), (first, second)
+
+  def step(self, x: jax.Array, state: tuple) -> tuple[jax.Array, tuple]:
+    """Reads one token x [B, 1, D] anywhere in a chunk."""
+    value, first = self.value.step(x, state[0])
+    gate, second = self.gate.step(x, state[1])
+    return self._combine(value, gate), (first, second)
+
+  def _combine(self, value, gate):
+    return self.value_norm(value) * jax.nn.sigmoid(self.gate_norm(gate))
+
+  def level_infos(self) -> list[LevelInfo]:
+    """The levels of both."""
+    return [*self.value.level_infos(), *self.gate.level_infos()]
+
+  def level_states(self, state: tuple) -> list[Any]:
+    """The states of these levels."""
+    return _level_states((self.value, self.gate), state)
+
+
+def _level_states(parts, states) -> list[Any]:
+  return [
+    one for part, state in zip(parts, states, strict=True) for one in part.level_states(state)
+  ]
+
+
+def _check_parts(parts: Sequence[MixerConfig], least: int) -> None:
+  """Raises ValueError unless the mixers fit together."""
+  if len(parts) < least:
+    raise ValueError(f'`parts` must be at least {least} mixers, got {len(parts)}.')
+  widths = {part.model_dim for part in parts}
+  if len(widths) > 1:
+    raise ValueError(f'mixers must have one `model_dim`, got {sorted(widths)}.')
+  largest = max(part.alignment for part in parts)
+  for part in parts:
+    core.check_divides('chunk of a mixer', part.alignment, 'largest chunk', largest)

@@ -1,0 +1,188 @@
+"""HOPE, HOPE-Attention and Transformer++, and how every family is put together."""
+
+import dataclasses
+from typing import Any
+
+from nlx.memories.attention import AttentionConfig
+from nlx.memories.self_modifying import SelfModifyingConfig
+from nlx.models.config import LanguageModelConfig, MixerConfig
+
+_SHARED = ('model_dim', 'dtype', 'param_dtype')
+
+
+def split_options(config_class: type, options: dict[str, Any]) -> tuple[dict, dict]:
+  """Options that are fields of a mixer's configuration, and the rest; widths and dtypes are both.
+
+  Args:
+    config_class: The dataclass of the mixer.
+    options: What a user gave.
+
+  Returns:
+    Options of the mixer, and of the model around it.
+  """
+  names = {field.name for field in dataclasses.fields(config_class)}
+  own = {name: value for name, value in options.items() if name in names}
+  rest = {name: v for name, v in options.items() if name not in names or name in _SHARED}
+  return own, rest
+
+
+def around(
+  name: str, mixer: MixerConfig, *, mlp_hidden: int | None = None, **options: Any
+) -> LanguageModelConfig:
+  """A model of this mixer, with one MLP that does not learn in context if not told otherwise.
+
+  Args:
+    name: Of the family.
+    mixer: What mixes tokens.
+    mlp_hidden: F of the MLP; 8 D / 3, rounded up to a multiple of 32, if not given.
+    **options: Fields of `LanguageModelConfig`.
+
+  Returns:
+    The configuration.
+  """
+  hidden = mlp_hidden or -(-8 * mixer.model_dim // 96) * 32
+  defaults = {'cms_periods': (0,), 'cms_hidden': hidden}
+  given = {key: value for key, value in options.items() if value is not None}
+  return LanguageModelConfig(name=name, mixer=mixer, **{**defaults, **given})
+
+
+def hope(
+  *,
+  vocab_size: int,
+  model_dim: int,
+  num_layers: int,
+  num_heads: int,
+  cms_periods: tuple[int, ...] = (64, 256, 1024),
+  cms_hidden: int | None = None,
+  chunk_size: int = 16,
+  projection_chunk_size: int = 64,
+  memory_hidden: int = 64,
+  remat: bool = True,
+  **options: Any,
+) -> LanguageModelConfig:
+  """HOPE: self-modifying Titans followed by a continuum memory system.
+
+  Args:
+    vocab_size: Number of token ids.
+    model_dim: D.
+    num_layers: L.
+    num_heads: H.
+    cms_periods: Periods of the MLP blocks in tokens, 0 for never.
+    cms_hidden: F of each block; D if not given.
+    chunk_size: Tokens between updates of the main memory.
+    projection_chunk_size: Tokens between updates of the memories that generate keys, values and
+      gates.
+    memory_hidden: F of the memories.
+    remat: Whether the backward pass recomputes every base chunk from its start; every projection
+      chunk without in-context levels.
+    **options: Other fields of `LanguageModelConfig` and `SelfModifyingConfig`.
+
+  Returns:
+    The configuration, for `nlx.models.create`.
+
+  Raises:
+    ValueError: If sizes are not positive or periods do not divide each other.
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Sec. 8.3, Eqs. 94-97.
+  """
+  own, rest = split_options(SelfModifyingConfig, {'model_dim': model_dim, **options})
+  mixer = SelfModifyingConfig(
+    num_heads=num_heads,
+    memory_hidden=memory_hidden,
+    chunk_size=chunk_size,
+    projection_chunk_size=projection_chunk_size,
+    remat=remat and not any(cms_periods),
+    **own,
+  )
+  return around(
+    'hope',
+    mixer,
+    vocab_size=vocab_size,
+    num_layers=num_layers,
+    cms_periods=tuple(cms_periods),
+    cms_hidden=cms_hidden or model_dim,
+    remat=remat,
+    **rest,
+  )
+
+
+def hope_attention(
+  *,
+  vocab_size: int,
+  model_dim: int,
+  num_layers: int,
+  num_heads: int,
+  cms_periods: tuple[int, ...] = (64, 256, 1024),
+  cms_hidden: int | None = None,
+  **options: Any,
+) -> LanguageModelConfig:
+  """HOPE-Attention: softmax attention followed by a continuum memory system.
+
+  Args:
+    vocab_size: Number of token ids.
+    model_dim: D.
+    num_layers: L.
+    num_heads: H.
+    cms_periods: Periods of the MLP blocks in tokens, 0 for never.
+    cms_hidden: F of each block; D if not given.
+    **options: Other fields of `LanguageModelConfig` and `AttentionConfig`.
+
+  Returns:
+    The configuration, for `nlx.models.create`.
+
+  Raises:
+    ValueError: If sizes are not positive or periods do not divide each other.
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Sec. 8.3.
+  """
+  own, rest = split_options(AttentionConfig, {'model_dim': model_dim, **options})
+  return around(
+    'hope_attention',
+    AttentionConfig(num_heads=num_heads, **own),
+    vocab_size=vocab_size,
+    num_layers=num_layers,
+    cms_periods=tuple(cms_periods),
+    cms_hidden=cms_hidden or model_dim,
+    **rest,
+  )
+
+
+def transformer(
+  *,
+  vocab_size: int,
+  model_dim: int,
+  num_layers: int,
+  num_heads: int,
+  mlp_hidden: int | None = None,
+  **options: Any,
+) -> LanguageModelConfig:
+  """Transformer++: rotary attention, SwiGLU, RMSNorm before every block, no biases.
+
+  Args:
+    vocab_size: Number of token ids.
+    model_dim: D.
+    num_layers: L.
+    num_heads: H.
+    mlp_hidden: F of the MLP; 8 D / 3, rounded up to a multiple of 32, if not given.
+    **options: Other fields of `LanguageModelConfig` and `AttentionConfig`.
+
+  Returns:
+    The configuration, for `nlx.models.create`.
+
+  Raises:
+    ValueError: If sizes are not positive.
+
+  References:
+    Touvron et al., LLaMA, arXiv 2302.13971.
+  """
+  own, rest = split_options(AttentionConfig, {'model_dim': model_dim, **options})
+  return around(
+    'transformer',
+    AttentionConfig(num_heads=num_heads, **own),
+    vocab_size=vocab_size,
+    num_layers=num_layers,
+    mlp_hidden=mlp_hidden,
+    **rest,
+  )
