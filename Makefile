@@ -10,11 +10,13 @@ comma := ,
 sources := setup.cfg pyproject.toml $(wildcard constraints/*.txt)
 installed := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 latest := .venv-latest
+interop := .venv-interop
 code := nlx experiments tests
 pip := -m pip install --quiet --disable-pip-version-check
+interop_pins := $(if $(findstring interop,$(EXTRAS)),--constraint constraints/interop.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-latest check lint format bench results clean
+.PHONY: help setup train test test-latest test-interop check lint format bench results clean
 
 help: ## List these targets.
 	@echo 'make TARGET [VARIABLE=...]'
@@ -25,7 +27,7 @@ help: ## List these targets.
 	@echo '  VENV=.venv          where the environment lives'
 	@echo '  EXTRAS=dev,cuda13   what is installed in it: dev, cuda13, tpu, eval, interop, notebooks'
 	@echo '  RUN=runs/tiny       where make train writes; the same RUN again resumes it'
-	@echo '  ARGS="..."          further flags for train, test, test-latest, bench or results'
+	@echo '  ARGS="..."          further flags for train, any of the tests, bench or results'
 
 setup: $(installed) ## Create the environment; instant when nothing has changed.
 	@echo 'nlx is ready in $(VENV).'
@@ -39,6 +41,10 @@ test: $(installed) ## Run the whole suite, doctests included, in parallel.
 
 test-latest: $(latest)/.installed ## Run the suite with the newest Python here and the newest JAX.
 	$(latest)/bin/python -m pytest $(ARGS)
+
+test-interop: ## Compare with torch and transformers, in an environment of their own.
+	$(MAKE) --no-print-directory setup VENV=$(interop) EXTRAS=dev,interop
+	$(interop)/bin/python -m pytest -m interop tests/interop $(ARGS)
 
 check: lint test ## Format, lint, types, tests and doctests: what has to pass.
 
@@ -60,7 +66,7 @@ results: $(installed) ## Rebuild the tables and figures of the results.
 	$(VENV)/bin/python -m experiments.results $(ARGS)
 
 clean: ## Remove environments, caches and build files; runs/ stays.
-	rm -rf $(VENV) $(latest) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(latest) $(interop) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f .coverage .coverage.*
 	find $(wildcard $(code)) -name __pycache__ -prune -exec rm -rf {} +
 
@@ -91,7 +97,7 @@ $(installed): $(sources)
 	  'import sys; print("py%d%d.txt" % sys.version_info[:2])'); \
 	if [ -f "$$pins" ]; then set -- --constraint "$$pins"; \
 	else set --; echo "There is no $$pins: installing the newest releases."; fi; \
-	$(VENV)/bin/python $(pip) --editable '.[$(EXTRAS)]' "$$@"
+	$(VENV)/bin/python $(pip) --editable '.[$(EXTRAS)]' "$$@" $(interop_pins)
 	@touch $@
 
 # The newest Python that really runs (a shim on PATH may not), and no pins.

@@ -24,7 +24,7 @@ MAY_IMPORT['interop'] = MAY_IMPORT['models'] | {'models'}
 # Flags, configuration files and experiments stay outside of the library.
 NOT_IN_NLX = ('absl.app', 'absl.flags', 'argparse', 'experiments', 'ml_collections')
 NOT_ON_IMPORT = ['grain', 'matplotlib', 'ml_collections', 'orbax', 'tensorboardX', 'tokenizers']
-NOT_ON_IMPORT += ['tqdm']
+NOT_ON_IMPORT += ['safetensors', 'tqdm']
 # Put together here, so that this file does not hold them either.
 FORBIDDEN_WORDS = (*(f'/{folder}/' for folder in ('work', 'root')), '/'.join(('..', 'shared')))
 

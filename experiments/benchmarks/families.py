@@ -18,8 +18,9 @@ CAPTION = (
   'All models of `experiments/configs/lm.py` at size tiny, with equal numbers of parameters. '
   '`train` is tokens per second of a whole training step, loss, gradient and AdamW, on one '
   'sequence of so many tokens, and `mib` its peak of temporary buffers; `exponent` is the slope of '
-  'log time against log length. `decode` is tokens per second of one stream, token by token, of which so '
-  'many tokens were read, and learned from, before; `state mib` is what the stream carries then.'
+  'log time against log length. `decode` is tokens per second of one stream, token by token, of '
+  'which so many tokens were read, and learned from, before; `state mib` is what the stream '
+  'carries then.'
 )
 
 

@@ -158,7 +158,9 @@ def _model(family: str, size: str) -> dict[str, Any]:
     fields['cms_periods'] = PERIODS.get(size, LARGE_PERIODS)
   if family in DEEP:
     fields.update(memory_hidden=levels['memory_hidden'])
-  if family in WINDOWED and size in SIZES and size not in DTYPES:
+  if family == 'atlas':
+    fields['memory_hidden'] //= 2  # Every token's momentum is orthogonalised.
+  if family in WINDOWED and size not in DTYPES:
     fields['window'] = LARGE_WINDOW
   if size == 'tiny' and family in ('hope', 'hope_attention', 'samba'):
     fields['num_layers'] = 2  # Each has two MLPs.

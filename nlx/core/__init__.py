@@ -17,7 +17,7 @@ L     layers
 
 from nlx.core.checks import check_above_zero, check_choice, check_divides, check_positive
 from nlx.core.orthogonal import QUINTIC, Triple, matrix_norm, orthogonalize
-from nlx.core.products import matmul
+from nlx.core.products import matmul, power
 from nlx.core.scan import join_time, scan_chunks, split_time
 from nlx.core.trees import (
   clip_by_norm,
@@ -40,6 +40,7 @@ __all__ = [
   'matmul',
   'matrix_norm',
   'orthogonalize',
+  'power',
   'scan_chunks',
   'select',
   'split_time',

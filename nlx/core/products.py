@@ -6,6 +6,11 @@ import jax
 import jax.numpy as jnp
 
 
+def power(x: jax.Array, exponent: float) -> jax.Array:
+  """Returns x ** exponent, by multiplications where the exponent is a whole number."""
+  return x ** (int(exponent) if float(exponent).is_integer() else exponent)
+
+
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
   """Returns a @ b with all leading axes merged into one: a plain batched product.
 

@@ -95,6 +95,6 @@ def lp(p: float = 3.0) -> Objective:
 
   def error(prediction, target):
     difference = prediction - target
-    return difference if p == 2 else difference * jnp.abs(difference) ** (p - 2)
+    return difference if p == 2 else difference * core.power(jnp.abs(difference), p - 2)
 
   return Objective(f'L{p:g}', error)

@@ -255,7 +255,7 @@ def lq_retention(q: float = 4.0, floor: float = 1.0) -> Retention:
     raise ValueError(f'`q` must be at least 2 and `floor` at least 0, got {q} and {floor}.')
 
   def weight(dual):
-    power = jnp.sum(jnp.abs(dual) ** q, axis=(-2, -1), keepdims=True)
+    power = jnp.sum(core.power(jnp.abs(dual), q), axis=(-2, -1), keepdims=True)
     return dual * jnp.maximum(power, floor**q) ** (2 / q - 1)
 
   return Retention(f'L{q:g}', weight)

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import common, language_model
 from experiments.configs import lm
-from nlx import data, training
+from nlx import data, models, training
 from tests.training.test_loop import ROOT
 
 NAMES = [f'{model}-{size}' for model in lm.MODELS for size in lm.SIZES]
@@ -42,13 +42,32 @@ def test_config_sizes_divide(name):
   assert config.optimizer.warmup_steps < config.training.steps
   for period in config.model.get('cms_periods', ()):
     assert config.data.seq_len % period == 0
-    assert period % config.model.projection_chunk_size == 0
+    assert period % config.model.get('projection_chunk_size', 1) == 0
 
 
 @pytest.mark.parametrize('name', ['hope', 'hope-big', 'hop-tiny', ''])
 def test_unknown_config_lists_the_known(name):
-  with pytest.raises(ValueError, match='one of hope, transformer and SIZE one of smoke, tiny'):
+  with pytest.raises(
+    ValueError, match='one of hope, hope_attention, .* and SIZE one of smoke, tiny'
+  ):
     lm.get_config(name)
+
+
+def test_config_names_every_family():
+  assert set(lm.MODELS) == set(models.FAMILIES)
+
+
+@pytest.mark.parametrize('size', lm.SIZES)
+def test_models_of_one_size_have_equally_many_parameters(size):
+  """With a vocabulary of 32,000 where a tokenizer is to be given."""
+  vocab_size = 256 if size in lm.DTYPES else 32_000
+  counts = {
+    model: models.count_parameters(
+      common.make_model_config(lm.get_config(f'{model}-{size}').model, vocab_size)
+    )
+    for model in lm.MODELS
+  }
+  assert max(counts.values()) <= 1.05 * min(counts.values()), counts
 
 
 def test_unknown_config_on_the_command_line_lists_the_known():

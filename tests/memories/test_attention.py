@@ -166,8 +166,8 @@ def test_attention_with_a_cache_equals_a_plain_softmax():
 
 
 @functools.cache
-def double(kind, length=LENGTH):
-  """Outputs and gradients by parameters and inputs in float64: ours, and those of the dense form."""
+def double(kind, length):
+  """Outputs and gradients in float64: those of the layer, and those of the dense form."""
 
   def with_gradient(function):
     return lambda *args: (function(*args), jax.grad(loss(function), argnums=(0, 1))(*args))
@@ -211,7 +211,7 @@ def test_attention_has_the_second_derivative_of_the_dense_form(kind):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_attention_in_single_precision_equals_the_dense_form(kind):
-  np.testing.assert_allclose(whole(kind), double(kind)[1][0], atol=2e-5)
+  np.testing.assert_allclose(whole(kind), double(kind, LENGTH)[1][0], atol=2e-5)
 
 
 def test_attention_second_derivative_in_single_precision_is_finite():
