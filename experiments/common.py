@@ -24,7 +24,7 @@ FIXED = ('seed', 'model', 'data')
 class Language(NamedTuple):
   """A model with its tokenizer, as pure functions of its parameters."""
 
-  model: nnx.Module
+  model: models.LanguageModel
   graph: nnx.GraphDef
   params: Any
   tokenizer: data.Tokenizer
@@ -55,7 +55,9 @@ def make_model_config(
   fields: ml_collections.ConfigDict, vocab_size: int
 ) -> models.LanguageModelConfig:
   """Returns what `config.model` describes; its MLPs are as wide as its `parameters` ask for."""
-  options = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+  options: dict[str, Any] = {
+    name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()
+  }
   family = options.pop('family')
   if family not in models.FAMILIES:
     raise ValueError(f'`model.family` must be one of {list(models.FAMILIES)}, got {family!r}.')

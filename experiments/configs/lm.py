@@ -160,6 +160,8 @@ def _model(family: str, size: str) -> dict[str, Any]:
     fields.update(memory_hidden=levels['memory_hidden'])
   if family == 'atlas':
     fields['memory_hidden'] //= 2  # Every token's momentum is orthogonalised.
+  if family == 'samba' and size in DTYPES:
+    fields['scan_chunk'] = 16  # Quicker than 64 on a CPU.
   if family in WINDOWED and size not in DTYPES:
     fields['window'] = LARGE_WINDOW
   if size == 'tiny' and family in ('hope', 'hope_attention', 'samba'):

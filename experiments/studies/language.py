@@ -1,5 +1,6 @@
 """Optimizers on the small language models and English documentation, at equal tuning."""
 
+import json
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from experiments import common, language_model
 from experiments.benchmarks import timing
 from experiments.configs import lm
+from experiments.reporting import provenance
 from experiments.studies import Found
 from nlx import data, training
 
@@ -58,6 +60,7 @@ RATES: dict[str, dict[str, Rates]] = {
     'deep_momentum': (1.5e-3, 4.5e-3, 1.35e-2),
   },
 }
+MEMORY = provenance.ROOT / 'runs' / 'studies' / 'language.jsonl'
 OWN_SCALE = ('delta_momentum', 'deep_momentum')  # Their rates are of no use to AdamW.
 
 STYLES = ('-', '--', '-.', ':', (0, (5, 1)), (0, (1, 1)))
@@ -66,9 +69,8 @@ STYLES = ('-', '--', '-.', ':', (0, (5, 1)), (0, (1, 1)))
 class Run(NamedTuple):
   """One run."""
 
-  losses: np.ndarray  # [steps] nats per byte
+  losses: list[float]  # [steps] nats per byte
   bits_per_byte: float  # held out
-  step: 'Step'
 
   @property
   def train_loss(self) -> float:
@@ -80,9 +82,16 @@ class Run(NamedTuple):
 class Step:
   """A training step that goes on from its own last state."""
 
-  def __init__(self, step: Any, state: Any):
-    """Takes a function (state, batch) -> (state, metrics) and the first state."""
-    self.step, self.state, self.batch = step, state, None
+  def __init__(self, task: training.Task, params: Any, seed: int):
+    """Compiles nothing yet."""
+    self.state = training.init_state(params, task.tx, key=jax.random.key(seed))
+    self.step, self.batches = training.make_step(task.loss_fn, task.tx), task.batches
+    self.batch: Any = None
+
+  def advance(self) -> float:
+    """Takes one step on the next batch and returns its loss."""
+    self.batch = jax.device_put(next(self.batches))
+    return float(self())
 
   def __call__(self) -> jax.Array:
     """Takes one step, on the last batch again, and returns its loss."""
@@ -95,53 +104,83 @@ def run(sizes: Sizes) -> Found:
   rows, figure = [], Figure(figsize=(9, 3.8 * len(sizes.models)), layout='constrained')
   grid = figure.subplots(len(sizes.models), 2, squeeze=False)
   for model, axes in zip(sizes.models, grid, strict=True):
-    runs = {name: tune(sizes, model, name) for name in sizes.contenders or RATES['hope']}
-    steps = [finished[0].step for _, finished in runs.values()]
-    seconds = dict(zip(runs, timing.medians(steps, sizes.turns), strict=True))
-    for name, (rate, finished) in runs.items():
-      for seed, one in zip(sizes.seeds, finished, strict=True):
+    tuned = {name: tune(sizes, model, name) for name in sizes.contenders or RATES['hope']}
+    seconds = time_steps(sizes, model, {name: rate for name, (rate, _) in tuned.items()})
+    for name, (rate, runs) in tuned.items():
+      at_edge = rate != RATES[_family(model)][name][1]
+      for seed, one in zip(sizes.seeds, runs, strict=True):
         rows.append(
           {
             'model': model,
             'optimizer': name,
-            'rate': rate,
+            'rate': f'{rate:g}' + ', at the edge' * at_edge,
             'seed': seed,
             'train_loss': one.train_loss,
             'held_out_bits_per_byte': one.bits_per_byte,
             'ms_per_step': 1e3 * seconds[name],
           }
         )
-    curves = {name: [one.losses for one in finished] for name, (_, finished) in runs.items()}
+    curves = {name: [one.losses for one in runs] for name, (_, runs) in tuned.items()}
     _plot(axes, model, curves, seconds)
   return Found(rows, figure)
 
 
-def tune(sizes: Sizes, model: str, name: str) -> tuple[str, list[Run]]:
-  """Returns the best learning rate, in words, and its runs, one for each seed."""
-  rates = RATES[model.partition('-')[0]][name]
-  tried = {rate: train(sizes, model, name, rate, sizes.seeds[0]) for rate in rates}
+def tune(sizes: Sizes, model: str, name: str) -> tuple[float, list[Run]]:
+  """Returns the best learning rate and its runs, one for each seed."""
+  rates = RATES[_family(model)][name]
+  tried = {rate: remember(sizes, model, name, rate, sizes.seeds[0]) for rate in rates}
   best = min(tried, key=lambda rate: tried[rate].train_loss)
-  rest = [train(sizes, model, name, best, seed) for seed in sizes.seeds[1:]]
+  rest = [remember(sizes, model, name, best, seed) for seed in sizes.seeds[1:]]
   print(model, name, {rate: one.train_loss for rate, one in tried.items()}, flush=True)
-  return f'{best:g}' + ('' if best == rates[1] else ', at the edge'), [tried[best], *rest]
+  return best, [tried[best], *rest]
+
+
+def remember(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> Run:
+  """Trains, or finds the run in a file that an interrupted study at the same commit has left."""
+  commit = provenance.commit()
+  key = [commit, model, name, rate, seed, sizes.steps]
+  lines = MEMORY.read_text(encoding='utf-8').splitlines() if MEMORY.exists() else []
+  for line in map(json.loads, lines):
+    if line['key'] == key and not commit.endswith('-dirty'):
+      return Run(**line['run'])
+  found = train(sizes, model, name, rate, seed)
+  MEMORY.parent.mkdir(parents=True, exist_ok=True)
+  with MEMORY.open('a', encoding='utf-8') as file:
+    file.write(json.dumps({'key': key, 'run': found._asdict()}) + '\n')
+  jax.clear_caches()  # Dozens of compiled programs are more than a process may hold.
+  return found
 
 
 def train(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> Run:
   """Trains once."""
+  task, params = prepare(sizes, model, name, rate, seed)
+  step = Step(task, params, seed)
+  losses = [step.advance() for _ in range(sizes.steps)]
+  validation = map(jax.device_put, task.validation)
+  loss, _ = training.evaluate(training.make_eval(task.loss_fn), step.state.params, validation)
+  return Run(losses, training.bits_per_byte(loss, task.validation_bytes_per_token))
+
+
+def prepare(
+  sizes: Sizes, model: str, name: str, rate: float, seed: int
+) -> tuple[training.Task, Any]:
+  """Returns what is learned, and the first parameters."""
   config = configure(sizes, model, name, rate, seed)
   language = common.create(config)
   corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
-  task = language_model.make_task(config, language, corpus)
-  state = training.init_state(language.params, task.tx, key=jax.random.key(seed))
-  step = Step(training.make_step(task.loss_fn, task.tx), state)
-  losses = []
-  for _ in range(sizes.steps):
-    step.batch = jax.device_put(next(task.batches))
-    losses.append(float(step()))
-  validation = map(jax.device_put, task.validation)
-  loss, _ = training.evaluate(training.make_eval(task.loss_fn), step.state.params, validation)
-  bits = training.bits_per_byte(loss, task.validation_bytes_per_token)
-  return Run(np.array(losses), bits, step)
+  return language_model.make_task(config, language, corpus), language.params
+
+
+def time_steps(sizes: Sizes, model: str, rates: dict[str, float]) -> dict[str, float]:
+  """Returns the seconds of a step of each optimizer, which take turns."""
+  steps = [Step(*prepare(sizes, model, name, rate, 0), seed=0) for name, rate in rates.items()]
+  for step in steps:
+    step.advance()
+  return dict(zip(rates, timing.medians(steps, sizes.turns), strict=True))
+
+
+def _family(model: str) -> str:
+  return model.partition('-')[0]
 
 
 def configure(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> Any:
@@ -153,12 +192,12 @@ def configure(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> An
   config.optimizer.name, config.optimizer.learning_rate = name, rate
   if name in OWN_SCALE:
     with config.unlocked():
-      middle = RATES[model.partition('-')[0]]['adamw'][1]
+      middle = RATES[_family(model)]['adamw'][1]
       config.optimizer[name].adamw.learning_rate = middle
   return config
 
 
-def _plot(row: Any, model: str, curves: dict[str, list[np.ndarray]], seconds: dict) -> None:
+def _plot(row: Any, model: str, curves: dict[str, list[list[float]]], seconds: dict) -> None:
   for axes, against in zip(row, ('steps', 'seconds'), strict=True):
     for (name, losses), style in zip(curves.items(), STYLES, strict=False):
       mean = np.mean([_smooth(one) for one in losses], axis=0)
@@ -170,7 +209,7 @@ def _plot(row: Any, model: str, curves: dict[str, list[np.ndarray]], seconds: di
   row[0].legend()
 
 
-def _smooth(losses: np.ndarray, width: int = 10) -> np.ndarray:
+def _smooth(losses: list[float], width: int = 10) -> np.ndarray:
   """The mean of each loss and those before it, of at most `width`."""
   sums = np.cumsum(np.insert(losses, 0, 0.0))
   ends = np.arange(1, len(losses) + 1)

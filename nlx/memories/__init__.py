@@ -1,5 +1,6 @@
 """Memories: levels that map keys to values, their update rules and exact parallel forms."""
 
+from nlx.memories.attention import Attention, AttentionConfig
 from nlx.memories.layer import Layer, layer
 from nlx.memories.memory import (
   Memory,
@@ -12,6 +13,7 @@ from nlx.memories.memory import (
   surprise,
   weights_of,
 )
+from nlx.memories.mixer import MemoryConfig, MemoryMixer
 from nlx.memories.networks import Network, apply, init_weights, matrix, mlp, normed
 from nlx.memories.objectives import Objective, dot_product, huber, l2, lp
 from nlx.memories.rules import (
@@ -28,17 +30,27 @@ from nlx.memories.rules import (
   oja,
   omega,
 )
+from nlx.memories.selective_scan import SelectiveScan, SelectiveScanConfig
+from nlx.memories.self_modifying import SelfModifying, SelfModifyingConfig
 from nlx.memories.triangular import unit_lower_inverse
 
 __all__ = [
+  'Attention',
+  'AttentionConfig',
   'Gates',
   'Layer',
   'Memory',
+  'MemoryConfig',
+  'MemoryMixer',
   'MemoryState',
   'Network',
   'Objective',
   'Retention',
   'Rule',
+  'SelectiveScan',
+  'SelectiveScanConfig',
+  'SelfModifying',
+  'SelfModifyingConfig',
   'Tokens',
   'absorb',
   'apply',

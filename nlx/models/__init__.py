@@ -1,5 +1,7 @@
 """Models: blocks of a sequence mixer and a continuum memory system, and what they write."""
 
+from collections.abc import Callable
+
 from nlx.models.baselines import (
   atlas,
   deltanet,
@@ -17,14 +19,16 @@ from nlx.models.baselines import (
   ttt_mlp,
   yaad,
 )
+from nlx.models.compositions import FeedForwardConfig, GatedConfig, SeriesConfig
 from nlx.models.config import LanguageModelConfig, MixerConfig
 from nlx.models.families import hope, hope_attention, transformer
 from nlx.models.generation import generate
 from nlx.models.language_model import Block, LanguageModel, create, token_losses
+from nlx.models.memory_as_context import MemoryAsContextConfig
 from nlx.models.sizes import count_parameters, with_parameters
 from nlx.models.streaming import StreamState
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[..., LanguageModelConfig]] = {
   family.__name__: family
   for family in (
     hope,
@@ -52,9 +56,13 @@ FAMILIES = {
 __all__ = [
   'FAMILIES',
   'Block',
+  'FeedForwardConfig',
+  'GatedConfig',
   'LanguageModel',
   'LanguageModelConfig',
+  'MemoryAsContextConfig',
   'MixerConfig',
+  'SeriesConfig',
   'StreamState',
   'atlas',
   'count_parameters',

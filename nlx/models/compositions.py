@@ -91,6 +91,11 @@ class SeriesConfig:
     return self.parts[0].model_dim
 
   @property
+  def param_dtype(self) -> Any:
+    """Of parameters and fast state."""
+    return self.parts[0].param_dtype
+
+  @property
   def alignment(self) -> int:
     """Tokens between the boundaries at which all parts may begin."""
     return max(part.alignment for part in self.parts)
@@ -110,7 +115,7 @@ class Series(nnx.Module):
 
   def __init__(self, config: SeriesConfig, *, rngs: nnx.Rngs):
     self.parts = nnx.List([part.make(rngs=rngs) for part in config.parts])
-    norm = {'epsilon': config.norm_epsilon, 'dtype': config.parts[0].param_dtype}
+    norm = {'epsilon': config.norm_epsilon, 'dtype': config.param_dtype}
     self.norms = nnx.List([RMSNorm(config.model_dim, **norm) for _ in config.parts[1:]])
 
   def init_state(self, batch_size: int, max_length: int | None = None) -> tuple:
@@ -166,6 +171,11 @@ class GatedConfig:
     return self.value.model_dim
 
   @property
+  def param_dtype(self) -> Any:
+    """Of parameters and fast state."""
+    return self.value.param_dtype
+
+  @property
   def alignment(self) -> int:
     """Tokens between the boundaries at which both may begin."""
     return max(self.value.alignment, self.gate.alignment)
@@ -189,9 +199,8 @@ class Gated(nnx.Module):
 
   def __init__(self, config: GatedConfig, *, rngs: nnx.Rngs):
     self.value, self.gate = config.value.make(rngs=rngs), config.gate.make(rngs=rngs)
-    dtype = config.value.param_dtype
-    self.value_norm = RMSNorm(config.model_dim, dtype=dtype)
-    self.gate_norm = RMSNorm(config.model_dim, dtype=dtype)
+    self.value_norm = RMSNorm(config.model_dim, dtype=config.param_dtype)
+    self.gate_norm = RMSNorm(config.model_dim, dtype=config.param_dtype)
 
   def init_state(self, batch_size: int, max_length: int | None = None) -> tuple:
     """The states of both."""

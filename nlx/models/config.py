@@ -23,6 +23,10 @@ class MixerConfig(Protocol):
     """D."""
 
   @property
+  def param_dtype(self) -> Any:
+    """Of parameters and fast state."""
+
+  @property
   def alignment(self) -> int:
     """Tokens between the boundaries at which reading in parallel may begin."""
 
@@ -30,7 +34,7 @@ class MixerConfig(Protocol):
   def grows(self) -> bool:
     """Whether the state grows with the length of a stream, which must then be known."""
 
-  def make(self, *, rngs: nnx.Rngs) -> nnx.Module:
+  def make(self, *, rngs: nnx.Rngs) -> Any:
     """The module, with random parameters."""
 
 
@@ -91,6 +95,12 @@ class LanguageModelConfig:
         f'got {self.cms_periods}.'
       )
     self._check_periods()
+    implementation = getattr(self.mixer, 'implementation', 'xla')
+    if self.in_context_periods and implementation != 'xla':
+      raise ValueError(
+        "`mixer.implementation` must be 'xla' where blocks learn in context, whose gradients are "
+        f'differentiated again, got {implementation!r}.'
+      )
 
   def _check_periods(self):
     periods = self.in_context_periods

@@ -107,6 +107,13 @@ def test_transformer_names_heads_that_do_not_divide():
     models.transformer(**problems.SIZES | {'num_heads': 3})
 
 
+def test_config_refuses_attention_that_has_one_derivative_under_levels_in_context():
+  half = {'dtype': 'bfloat16', 'implementation': 'cudnn'}
+  with pytest.raises(ValueError, match="`mixer.implementation` must be 'xla'"):
+    models.hope_attention(**problems.SIZES, cms_periods=(8,), **half)
+  assert models.transformer(**problems.SIZES, **half).mixer.implementation == 'cudnn'
+
+
 def test_config_names_an_option_that_nothing_has():
   with pytest.raises(TypeError, match='unexpected keyword argument .*chunksize'):
     models.deltanet(**problems.SIZES, chunksize=8)
