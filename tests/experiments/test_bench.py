@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks import memory, models, nest, sections, timing
+from experiments.benchmarks import layer, memory, models, nest, products, sections, timing
 from experiments.reporting import provenance
 from tests.memories.problems import assert_close
 
@@ -69,6 +70,33 @@ def test_models_are_hope_in_all_its_gradients_and_the_transformer():
 def test_models_are_compared_to_the_transformer():
   assert column('models', 'model') == ['HOPE, no in-context levels', 'Transformer++']
   assert column('models', 'relative_speed')[-1] == 1
+
+
+def test_products_of_a_program_are_counted_with_the_turns_of_its_loops():
+  def program(a, b):
+    body = lambda c, x: (c @ x, jnp.einsum('ij,kj->ik', c, c))  # noqa: E731
+    return jax.lax.scan(body, a, b)
+
+  found = products.count(program, jnp.ones((2, 3)), jnp.ones((5, 3, 3)))
+  assert found == {products.Product(1, 2, 3, 3): 5, products.Product(1, 2, 3, 2): 5}
+  assert sum(n * product.operations for product, n in found.items()) == 5 * 2 * (18 + 12)
+
+
+def test_batched_products_keep_their_batch():
+  found = products.count(jnp.matmul, jnp.ones((2, 4, 3, 5)), jnp.ones((2, 4, 5, 7)))
+  assert found == {products.Product(8, 3, 5, 7): 1}
+  assert products.seconds(found, repeats=1) > 0
+
+
+def test_layers_are_compared_to_their_products():
+  assert column('layer', 'layer') == list(layer.SMOKE.families)
+  assert min(column('layer', 'products_ms') + column('layer', 'time_to_products')) > 0
+
+
+def test_families_have_a_row_with_every_length_and_context():
+  (row,) = rows_of('families')
+  assert row['model'] == 'linear_attention'
+  assert {'train_64', 'mib_128', 'decode_8', 'decode_16', 'exponent', 'state_mib'} <= set(row)
 
 
 def test_medians_take_turns_after_a_warm_one():

@@ -37,7 +37,7 @@ OPTIONS = {
   'samba': {'window': 6, 'num_layers': 2},
 }
 # From a boundary and from inside of a chunk; over none, one and many.
-PIECES = (9, 1, 1, 9, 1)
+CUTS = {'from_a_boundary': (9, 1, 1, 9, 1), 'from_inside': (1, 9, 9, 1, 1), 'short': (1,) * 21}
 every_family = pytest.mark.parametrize('name', models.FAMILIES)
 
 
@@ -80,15 +80,11 @@ def test_options_name_every_family():
 
 
 @every_family
-def test_family_streams_in_any_pieces(name):
+@pytest.mark.parametrize('cut', CUTS)
+def test_family_streams_in_any_pieces(name, cut):
   """Through the state that it carries, it gives the logits of training."""
-  state, begin, pieces = problems.fresh(config(name), BATCH), 0, []
-  for size in PIECES:
-    out, state = problems.call(config(name))(text()[:, begin : begin + size], state)
-    pieces.append(out)
-    begin += size
-  got = jnp.concatenate(pieces, axis=1)
-  np.testing.assert_allclose(got, usual(name)[0][:, :begin], rtol=0, atol=1e-5)
+  got, _ = problems.read(config(name), text(), CUTS[cut])
+  np.testing.assert_allclose(got, usual(name)[0], rtol=0, atol=1e-5)
 
 
 @every_family
