@@ -63,7 +63,7 @@ def make_model_config(
     raise ValueError(f'`model.family` must be one of {list(models.FAMILIES)}, got {family!r}.')
   if 'rule' in options:
     options['rule'] = make_rule(**dict(fields.rule))
-  parameters, hidden = options.pop('parameters'), options.pop('cms_hidden')
+  parameters, hidden = options.pop('parameters', None), options.pop('cms_hidden', None)
   make = functools.partial(models.FAMILIES[family], vocab_size=vocab_size, **options)
   if hidden or not parameters:
     return make(cms_hidden=hidden)

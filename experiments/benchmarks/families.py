@@ -1,6 +1,7 @@
 """Every model at equal parameters: speed and memory against the length of what is read."""
 
 import functools
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -18,9 +19,9 @@ CAPTION = (
   'All models of `experiments/configs/lm.py` at size tiny, with equal numbers of parameters. '
   '`train` is tokens per second of a whole training step, loss, gradient and AdamW, on one '
   'sequence of so many tokens, and `mib` its peak of temporary buffers; `exponent` is the slope of '
-  'log time against log length. `decode` is tokens per second of one stream, token by token, of '
-  'which so many tokens were read, and learned from, before; `state mib` is what the stream '
-  'carries then.'
+  'log time against log length, and `mixer exponent` that of the forward pass of one mixer alone '
+  'between the two longest. `decode` is tokens per second of one stream, token by token, of which '
+  'so many tokens were read, and learned from, before; `state mib` is what the stream carries then.'
 )
 
 
@@ -32,7 +33,7 @@ class Sizes(NamedTuple):
   lengths: tuple[int, ...] = (512, 2048, 8192)
   contexts: tuple[int, ...] = (128, 8192)
   piece: int = 128  # Tokens that are decoded at once.
-  repeats: int = 3
+  repeats: int = 5
 
 
 FULL = Sizes()
@@ -45,7 +46,9 @@ def measure(sizes: Sizes) -> list[dict[str, Any]]:
   """Returns one record for each model."""
   rows = []
   for family in sizes.families:
-    rows.append({'model': family, **_train(sizes, family), **_decode(sizes, family)})
+    parts = (_train(sizes, family), _mixer(sizes, family), _decode(sizes, family))
+    rows.append({'model': family} | parts[0] | parts[1] | parts[2])
+    jax.clear_caches()
     print(rows[-1], flush=True)
   return rows
 
@@ -56,7 +59,7 @@ def _train(sizes: Sizes, family: str) -> dict[str, Any]:
     config = lm.get_config(f'{family}-{sizes.size}')
     config.data.batch_size, config.data.seq_len = 1, length
     step = steps.Step(config)
-    seconds += timing.medians([step], sizes.repeats)
+    seconds += timing.medians([step], _turns(sizes, length))
     compile_seconds.append(step.program.compile_seconds)
     row[f'train_{length}'] = length / seconds[-1]
     row[f'mib_{length}'] = step.program.temp_bytes / 2**20
@@ -67,6 +70,28 @@ def _train(sizes: Sizes, family: str) -> dict[str, Any]:
     **row,
     'exponent': slope,
   }
+
+
+def _turns(sizes: Sizes, length: int) -> int:
+  """Returns how often to time what reads `length` tokens: less often what takes longer."""
+  return max(1, round(sizes.repeats * math.sqrt(sizes.lengths[0] / length)))
+
+
+def _mixer(sizes: Sizes, family: str) -> dict[str, Any]:
+  config = common.make_model_config(lm.get_config(f'{family}-{sizes.size}').model, vocab_size=256)
+  graph, params = nnx.split(config.mixer.make(rngs=nnx.Rngs(0)), nnx.Param)
+
+  def read(params, x):
+    layer = nnx.merge(graph, params)
+    return layer(x, layer.init_state(1))[0]
+
+  calls = []
+  for length in sizes.lengths[-2:]:
+    x = jax.random.normal(jax.random.key(0), (1, length, config.model_dim))
+    calls.append(functools.partial(timing.compiled(jax.jit(read), params, x).call, params, x))
+  first, second = timing.medians(calls, sizes.repeats)
+  slope = math.log(second / first) / math.log(sizes.lengths[-1] / sizes.lengths[-2])
+  return {'mixer_exponent': slope}
 
 
 def _decode(sizes: Sizes, family: str) -> dict[str, Any]:
