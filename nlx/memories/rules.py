@@ -48,6 +48,9 @@ class Rule(NamedTuple):
       a single matrix under the dot product.
     window: Tokens whose errors make up one write: S_t gains the mean over the last `window` tokens
       instead of the token's own.
+    span: Tokens that a proximal step is shared by: its rate is eta / (1 + span eta ||x||^2). Errors
+      that are taken once per chunk add up along a key that the chunk repeats; with a span of the
+      chunk's size they cannot overshoot, whatever eta is. The decay of `delta` serves the same end.
     orthogonal: Newton-Schulz steps on S_t before it is added, times eta_t; 0 for none.
     mirror: The map from what the rule moves to the weights; None for the identity.
 
@@ -65,6 +68,7 @@ class Rule(NamedTuple):
   exact: bool = False
   transposed: bool = False
   window: int = 1
+  span: int = 1
   orthogonal: int = 0
   mirror: Retention | None = None
 
@@ -116,6 +120,7 @@ def gradient(
   *,
   momentum: bool = False,
   retention: bool = True,
+  span: int = 1,
   literal: bool = False,
   mirror: Retention | None = None,
 ) -> Rule:
@@ -126,6 +131,8 @@ def gradient(
   Args:
     momentum: Whether writes pass through a momentum.
     retention: Whether old content decays by a gate.
+    span: Tokens that share a proximal step, see `Rule`; the chunk's size keeps a memory from
+      overshooting on repeated keys, 1 is the step of one token.
     literal: Undamped rates, undivided errors and S = mu S - eta e x^T.
     mirror: A retention other than L2, such as `lq_retention()`.
 
@@ -136,7 +143,10 @@ def gradient(
     Behrouz et al., Titans, arXiv 2501.00663, Eqs. 9-14; Miras, arXiv 2504.13173, Secs. 4-5.
   """
   stable = not literal
-  return Rule('gradient', False, momentum, retention, stable, stable, stable, mirror=mirror)
+  core.check_positive('span', span, 'token')
+  return Rule(
+    'gradient', False, momentum, retention, stable, stable, stable, span=span, mirror=mirror
+  )
 
 
 def delta_rule(*, retention: bool = True) -> Rule:
@@ -185,6 +195,7 @@ def omega(
   window: int,
   momentum: bool = True,
   retention: bool = True,
+  span: int = 1,
   orthogonal: int = 0,
   literal: bool = False,
 ) -> Rule:
@@ -201,6 +212,7 @@ def omega(
     window: c, tokens in the sum.
     momentum: Whether writes pass through a momentum.
     retention: Whether old content decays by a gate.
+    span: Tokens that share a proximal step, see `Rule`.
     orthogonal: Newton-Schulz steps on S_t, which make the write eta_t NS(S_t) as in Atlas; 0 for
       none.
     literal: A sum instead of a mean, undamped rates, undivided errors, no average.
@@ -215,6 +227,7 @@ def omega(
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 68; Atlas, arXiv 2505.23735.
   """
   core.check_positive('window', window, 'token')
+  core.check_positive('span', span, 'token')
   if orthogonal < 0:
     raise ValueError(f'`orthogonal` must be at least 0 steps, got {orthogonal}.')
   stable = not literal
@@ -227,6 +240,7 @@ def omega(
     stable,
     stable,
     window=window,
+    span=span,
     orthogonal=orthogonal,
   )
 
@@ -335,7 +349,7 @@ def rates(
     return kept * gates.rate, gates.rate
   if rule.transposed:
     return gates.rate, gates.rate
-  proximal = gates.rate / (1 + gates.rate * squared_inputs)
+  proximal = gates.rate / (1 + rule.span * gates.rate * squared_inputs)
   write = proximal if rule.proximal else gates.rate
   if rule.momentum and rule.averaged:
     write = -jnp.expm1(gates.log_momentum) * write

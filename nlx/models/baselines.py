@@ -6,6 +6,8 @@ its mixer, and returns a configuration for `nlx.models.create`. What a function 
 the model; all of it can be overridden.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from nlx.memories.attention import AttentionConfig
 from nlx.memories.mixer import MemoryConfig
 from nlx.memories.networks import matrix, mlp
 from nlx.memories.objectives import dot_product, huber, lp
-from nlx.memories.rules import delta_rule, gradient, lq_retention, omega
+from nlx.memories.rules import Rule, delta_rule, gradient, lq_retention, omega
 from nlx.memories.rules import oja as oja_rule
 from nlx.memories.selective_scan import SelectiveScanConfig
 from nlx.models.compositions import FeedForwardConfig, GatedConfig, SeriesConfig
@@ -161,28 +163,36 @@ def _ttt(name, options, **defaults):
   )
 
 
-# ----- deep memories
+# ----- deep memories: of values of unit norm, under steps that a chunk shares, both ours. Errors
+# that grow with the other matrix, or add up over a chunk, let a memory of two matrices diverge.
 
 
-def _deep(options, **defaults) -> tuple[MemoryConfig, dict[str, Any]]:
+def _deep(
+  options: dict[str, Any], rule: Callable[..., Rule], **defaults: Any
+) -> tuple[MemoryConfig, dict[str, Any]]:
   """A memory that is a residual MLP, and the options that are not its own."""
-  options = dict(options)
+  options = {'chunk_size': 16, **options}
   network = mlp(options.pop('memory_hidden', 64))
   own, rest = split_options(MemoryConfig, options)
-  like = {'chunk_size': 16, 'network': network, 'keys': 'silu_unit'}
+  like = {'network': network, 'keys': 'silu_unit', 'unit_values': True}
+  like['rule'] = rule(span=own['chunk_size'])
   return MemoryConfig(**{**like, **defaults, **own}), rest
+
+
+_TITANS = functools.partial(gradient, momentum=True)
 
 
 def titans(**options: Any) -> LanguageModelConfig:
   """Titans' neural memory alone: an MLP under gradient descent with momentum and retention.
 
   The option `memory_hidden` is F of the memory. Ours: the stable form of the rule, see
-  `nlx.memories.gradient`, and one causal convolution before the projections.
+  `nlx.memories.gradient`, with a span of one chunk, and one causal convolution before the
+  projections.
 
   References:
     Behrouz et al., Titans, arXiv 2501.00663, Secs. 3 and 4.3.
   """
-  memory, rest = _deep(options, rule=gradient(momentum=True))
+  memory, rest = _deep(options, _TITANS)
   return around('titans', memory, **rest)
 
 
@@ -194,8 +204,8 @@ def moneta(**options: Any) -> LanguageModelConfig:
   References:
     Behrouz et al., Miras, arXiv 2504.13173, Sec. 5.
   """
-  rule = gradient(mirror=lq_retention(4.0))
-  memory, rest = _deep(options, rule=rule, objective=lp(3.0))
+  rule = functools.partial(gradient, mirror=lq_retention(4.0))
+  memory, rest = _deep(options, rule, objective=lp(3.0))
   return around('moneta', memory, **rest)
 
 
@@ -207,7 +217,7 @@ def yaad(**options: Any) -> LanguageModelConfig:
   References:
     Behrouz et al., Miras, arXiv 2504.13173, Sec. 5.
   """
-  memory, rest = _deep(options, rule=gradient(), objective=huber())
+  memory, rest = _deep(options, gradient, objective=huber())
   return around('yaad', memory, **rest)
 
 
@@ -221,8 +231,8 @@ def atlas(**options: Any) -> LanguageModelConfig:
   References:
     Behrouz et al., Atlas, arXiv 2505.23735; Nested Learning, arXiv 2512.24695v1, Eq. 68.
   """
-  rule = omega(window=4, orthogonal=3)
-  memory, rest = _deep(options, rule=rule, rate_scale=0.1, rate_bias=-1.5)
+  rule = functools.partial(omega, window=4, orthogonal=3)
+  memory, rest = _deep(options, rule, rate_scale=0.1, rate_bias=-1.5)
   return around('atlas', memory, **rest)
 
 
@@ -246,7 +256,7 @@ def titans_mac(**options: Any) -> LanguageModelConfig:
   """
   options = {'chunk_size': 32, **options}
   num_persistent = options.pop('num_persistent', 4)
-  memory, rest = _deep(options, rule=gradient(momentum=True))
+  memory, rest = _deep(options, _TITANS)
   return around('titans_mac', MemoryAsContextConfig(memory, num_persistent), **rest)
 
 
@@ -259,7 +269,7 @@ def titans_mag(**options: Any) -> LanguageModelConfig:
   References:
     Behrouz et al., Titans, arXiv 2501.00663, Sec. 4.2.
   """
-  memory, rest = _deep(options, rule=gradient(momentum=True))
+  memory, rest = _deep(options, _TITANS)
   attention, rest = _window(rest, memory.num_heads)
   return around('titans_mag', GatedConfig(value=attention, gate=memory), **rest)
 
@@ -272,7 +282,7 @@ def titans_mal(**options: Any) -> LanguageModelConfig:
   References:
     Behrouz et al., Titans, arXiv 2501.00663, Sec. 4.3.
   """
-  memory, rest = _deep(options, rule=gradient(momentum=True))
+  memory, rest = _deep(options, _TITANS)
   attention, rest = _window(rest, memory.num_heads)
   return around('titans_mal', SeriesConfig((memory, attention)), **rest)
 

@@ -36,7 +36,7 @@ def with_parameters(
     >>> sizes = {'vocab_size': 16, 'model_dim': 16, 'num_layers': 1, 'num_heads': 2}
     >>> make = lambda width: nlx.models.transformer(mlp_hidden=width, **sizes)
     >>> nlx.models.count_parameters(nlx.models.with_parameters(make, 5_000))
-    4912
+    5040
   """
   least, next_ = (count_parameters(make(width)) for width in (multiple, 2 * multiple))
   steps = round((num_parameters - least) / (next_ - least))

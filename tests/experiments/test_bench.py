@@ -128,4 +128,4 @@ def test_unknown_section_is_an_error():
   command = [sys.executable, '-m', 'experiments.bench', '--only=nests']
   result = subprocess.run(command, cwd=provenance.ROOT, capture_output=True, text=True)
   assert result.returncode != 0
-  assert '--only takes some of nest, memory, models, decode' in result.stdout + result.stderr
+  assert '--only takes some of nest, memory, layer, models' in result.stdout + result.stderr

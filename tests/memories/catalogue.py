@@ -35,6 +35,7 @@ CASES = {
 }
 # Windows reach beyond chunks of 8, and some are longer.
 CASES |= {
+  'gradient over a span': Case(memories.gradient(momentum=True, span=8), 'mlp'),
   'hebbian': Case(memories.gradient(literal=True), 'matrix', memories.dot_product()),
   'delta': Case(memories.delta_rule(), 'matrix'),
   'delta without retention': Case(memories.delta_rule(retention=False), 'matrix'),

@@ -37,7 +37,7 @@ def matrix_inputs(memory, weights, key):
 def write(rule, weight, momentum, gradient, x, gates, depth):
   """One token of Eqs. 90-93 for one matrix, in the order in which they are printed."""
   eta, alpha, mu = gates
-  proximal = eta / (1 + eta * jnp.sum(x**2))
+  proximal = eta / (1 + rule.span * eta * jnp.sum(x**2))
   step = (proximal if rule.proximal else eta) / (depth if rule.scale_by_depth else 1)
   if rule.momentum:
     step = step * (1 - mu) if rule.averaged else step
@@ -75,7 +75,7 @@ def write_window(rule, dual, momentum, gradients, squares, t, gates, depth):
   """
   eta, alpha, mu = gates
   tokens = jnp.arange(eta.shape[0])
-  step = eta / (1 + eta * squares) if rule.proximal else eta
+  step = eta / (1 + rule.span * eta * squares) if rule.proximal else eta
   step = step / (depth if rule.scale_by_depth else 1)
   if rule.averaged:
     step = step / rule.window * ((1 - mu) if rule.momentum else 1)

@@ -141,5 +141,12 @@ def test_answers_of_the_printed_rule_diverge(chunk_size):
 
 @pytest.mark.parametrize('chunk_size', [16, 64])
 def test_answers_of_plain_gradient_descent_diverge(chunk_size):
-  """What the decay of delta gradient descent is for."""
+  """What the decay of delta gradient descent is for, or a span."""
   assert largest_answers(memories.gradient(), chunk_size).max() > 1e3
+
+
+@pytest.mark.parametrize('chunk_size', [16, 64, 256])
+@pytest.mark.parametrize('momentum', [False, True])
+def test_span_of_a_chunk_bounds_plain_gradient_descent(momentum, chunk_size):
+  rule = memories.gradient(momentum=momentum, span=chunk_size)
+  assert largest_answers(rule, chunk_size).max() < 2
