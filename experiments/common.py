@@ -75,7 +75,7 @@ def make_model_config(
   )
 
 
-def make_rule(name: str, **options: bool) -> memories.Rule:
+def make_rule(name: str, **options: Any) -> memories.Rule:
   """Returns the update rule that `model.rule` describes."""
   rules = {'dgd': memories.dgd, 'gradient': memories.gradient}
   if name not in rules:

@@ -59,7 +59,7 @@ LARGE_LEVELS = {'memory_hidden': 64, 'chunk_size': 64, 'projection_chunk_size': 
 PERIODS = {'smoke': (32, 64), 'tiny': (64, 256)}
 LARGE_PERIODS = (256, 1024, 4096)
 LARGE_WINDOW = 1024
-RULE = {'name': 'dgd', 'momentum': True, 'retention': True, 'literal': False}
+RULE = {'name': 'dgd', 'momentum': True, 'retention': True, 'span': 1, 'literal': False}
 
 # Steps, sequences per step, tokens per sequence, peak learning rate, warm-up steps.
 RUNS = {

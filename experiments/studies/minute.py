@@ -52,7 +52,7 @@ def train(sizes: Sizes, family: str) -> dict[str, Any]:
   step = training.make_step(task.loss_fn, task.tx)
   state = training.init_state(language.params, task.tx, key=jax.random.key(0))
   state, _ = jax.block_until_ready(step(state, jax.device_put(next(task.batches))))
-  start, steps = time.perf_counter(), 0
+  start, steps = time.perf_counter(), 1
   while time.perf_counter() - start < sizes.seconds:
     state, _ = jax.block_until_ready(step(state, jax.device_put(next(task.batches))))
     steps += 1

@@ -18,7 +18,7 @@ from nlx.memories.networks import Network, apply, init_weights, matrix, mlp, nor
 from nlx.memories.objectives import Objective, dot_product, huber, l2, lp
 from nlx.memories.rules import (
   Gates,
-  Retention,
+  Mirror,
   Rule,
   delta_rule,
   dgd,
@@ -43,9 +43,9 @@ __all__ = [
   'MemoryConfig',
   'MemoryMixer',
   'MemoryState',
+  'Mirror',
   'Network',
   'Objective',
-  'Retention',
   'Rule',
   'SelectiveScan',
   'SelectiveScanConfig',

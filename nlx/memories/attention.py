@@ -147,6 +147,8 @@ class Attention(nnx.Module):
     start = jnp.zeros((), jnp.int32) if state is None else state.length
     queries, keys, values = self._split(self.projection(x))
     queries, keys = (rotate(part, start, self.config.rope_base) for part in (queries, keys))
+    if state is None and self.config.window:
+      raise ValueError('`state` must be given: a sliding window reads on from the tokens before.')
     if state is None:
       out = self._attend(queries, keys, values)
     else:
@@ -220,27 +222,57 @@ class Attention(nnx.Module):
     return out.reshape((batch, blocks * size, *out.shape[2:]))[:, :length], *last
 
   def _attend(self, queries, keys, values, mask=None):
-    """Attention from [B, T, H, K] to [B, S, heads, K] and to persistent tokens.
+    """Attention to these keys and to persistent tokens, see `attend`."""
+    fixed = None
+    if self.config.num_persistent:
+      fixed = self._split(self.projection(self.persistent[...]))[1:]
+    implementation = self.config.implementation
+    return attend(queries, keys, values, mask, fixed=fixed, implementation=implementation)
 
-    The mask [B or 1, 1, T, S] tells what is seen; without one each sees what is not behind it.
-    """
-    dtype, implementation = queries.dtype, self.config.implementation
-    keys, values = keys.astype(dtype), values.astype(dtype)
-    persistent = self.config.num_persistent
-    if mask is None and (persistent or dtype == jnp.float64):
-      mask = jnp.tri(queries.shape[1], dtype=bool)[None, None]
-    if persistent:
-      _, *fixed = self._split(self.projection(self.persistent[...]))
-      keys, values = (
-        jnp.concatenate([jnp.broadcast_to(new[None], (x.shape[0], *new.shape)), x], axis=1)
-        for new, x in zip(fixed, (keys, values), strict=True)
-      )
-      mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (persistent, 0)), constant_values=True)
-    if dtype == jnp.float64:
-      return _attend_in_double(queries, keys, values, mask)
-    return jax.nn.dot_product_attention(
-      queries, keys, values, mask=mask, is_causal=mask is None, implementation=implementation
+
+def attend(
+  queries: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  mask: jax.Array | None = None,
+  *,
+  fixed: tuple[jax.Array, jax.Array] | None = None,
+  implementation: Any = 'xla',
+) -> jax.Array:
+  """Softmax attention, in float64 as well, with keys and values that every query sees.
+
+  Args:
+    queries: [B, T, H, K].
+    keys: [B, S, heads, K]; H is a multiple of their heads.
+    values: [B, S, heads, K].
+    mask: What is seen, [B or 1, 1, T, S]; each query what is not behind it if None.
+    fixed: Further keys and values [N, heads, K] of no place.
+    implementation: 'xla' or 'cudnn', see `AttentionConfig`.
+
+  Returns:
+    [B, T, H, K].
+  """
+  dtype = queries.dtype
+  keys, values = keys.astype(dtype), values.astype(dtype)
+  causal = jnp.tri(queries.shape[1], dtype=bool)[None, None]
+  if fixed is not None:
+    mask = causal if mask is None else mask
+    keys, values = (
+      jnp.concatenate([jnp.broadcast_to(new[None].astype(dtype), (x.shape[0], *new.shape)), x], 1)
+      for new, x in zip(fixed, (keys, values), strict=True)
     )
+    places = ((0, 0), (0, 0), (0, 0), (fixed[0].shape[0], 0))
+    mask = jnp.pad(mask, places, constant_values=True)
+  if dtype == jnp.float64:
+    return _attend_in_double(queries, keys, values, causal if mask is None else mask)
+  return jax.nn.dot_product_attention(
+    queries,
+    keys,
+    values,
+    mask=mask,
+    is_causal=mask is None,
+    implementation=implementation,
+  )
 
 
 def _with_block_before(x, size):

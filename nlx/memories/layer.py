@@ -106,7 +106,7 @@ def layer(
     return jax.lax.cond(state.count >= chunk_size, periodic_level.flush, lambda state: state, state)
 
   def step(state, tokens, queries, num_valid=None):
-    tokens = _masked(tokens, num_valid)
+    tokens, queries = _as(_dtype(state), _masked(tokens, num_valid), queries)
     factors = gate_factors(rule, tokens.gates)
     ticks = _ticks(0, queries.shape[-2], num_valid)
     outputs, state = write(state, tokens, queries, factors, ticks)
@@ -119,7 +119,7 @@ def layer(
       outputs, state = write(state, tokens, queries, factors, ticks)
       return periodic_level.flush(state) if num_valid is None else flush_if_due(state), outputs
 
-    tokens = _masked(tokens, num_valid)
+    tokens, queries = _as(_dtype(state), _masked(tokens, num_valid), queries)
     length = queries.shape[-2]
     whole = length // chunk_size * chunk_size
     pieces = []
@@ -139,6 +139,10 @@ def layer(
   return Layer(memory, periodic_level, unroll, step)
 
 
+def _dtype(state):
+  return next(iter(weights_of(state.held).values())).dtype
+
+
 def _map_time(function, tokens, queries):
   """Applies `function(x, time_axis)` to everything that has a time axis."""
   gates = jax.tree.map(lambda gate: function(gate, -1), tokens.gates)
@@ -152,6 +156,12 @@ def _split(x, length, size, axis):
 
 def _from(x, begin, axis):
   return jax.lax.slice_in_dim(x, begin, None, axis=axis)
+
+
+def _as(dtype, tokens, queries):
+  """Keys, values and queries in the dtype of the memory, whatever they come in."""
+  keys, values, queries = (x.astype(dtype) for x in (tokens.keys, tokens.values, queries))
+  return Tokens(keys, values, tokens.gates), queries
 
 
 def _masked(tokens, num_valid):

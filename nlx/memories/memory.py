@@ -55,7 +55,17 @@ def natural_objective(rule: Rule) -> Objective:
 
 def check_rule(rule: Rule, network: Network, objective: Objective) -> None:
   """Raises ValueError if the rule does not apply to the network or to the objective."""
-  if not (rule.exact or rule.transposed):
+  linear = rule.exact or rule.transposed
+  added = {
+    'momentum': rule.momentum and linear,
+    'window': rule.window > 1 and rule.delta,
+    'orthogonal': rule.orthogonal and rule.delta,
+    'mirror': rule.mirror is not None and rule.delta,
+  }
+  for name, is_too_much in added.items():
+    if is_too_much:
+      raise ValueError(f'the rule {rule.name} has no form with `{name}`, got {rule}.')
+  if not linear:
     return
   if not network.linear:
     raise ValueError(f'the rule {rule.name} needs a memory that is one matrix, `matrix()`.')

@@ -19,6 +19,7 @@ from nlx.memories.objectives import Objective
 from nlx.memories.rules import Gates, Rule, bounded_log_gate, delta_rule, log_gate
 
 KEYS = ('unit', 'silu_unit', 'elu', 'rotary')
+UNIT_KEYS = ('unit', 'silu_unit')
 RATES = ('sigmoid', 'position', 'one')
 RETENTIONS = ('sigmoid', 'softplus', 'fixed')
 
@@ -30,28 +31,30 @@ class MemoryConfig:
   Attributes:
     model_dim: D.
     num_heads: H; each head has its own memory, of width K = V = D / H.
-    chunk_size: Tokens whose errors are taken at one state; for an exact rule a matter of speed
-      alone.
+    chunk_size: Tokens whose errors are taken at one state; for an exact rule with token reads a
+      matter of speed alone.
     network: What the memory is.
     rule: How it is written.
     objective: What a write lowers; what the rule is printed with if None.
     reads: 'token' or 'chunk', see `nlx.memories.layer`.
     keys: What keys and queries pass: 'unit' norm, 'silu_unit' a SiLU before it, 'elu' 1 + ELU over
-      the square root of K, 'rotary' positions and the square root of K under the keys.
+      the square root of K, 'rotary' positions and the square root of K under the keys. The delta
+      rule needs one of the first two.
     unit_values: Whether values have unit norm.
-    rate: 'sigmoid' of x, 'position' the same over K and over the token's position in the chunk,
-      plus a learned offset (TTT), or 'one'.
+    rate_gate: 'sigmoid' of x, 'position' the same over K and over the token's position in the
+      chunk, plus a learned offset (TTT, see `nlx.models.ttt_linear`), or 'one'.
     rate_scale: What the rate is multiplied with.
     rate_bias: Initial logit of the rate.
-    retention: 'sigmoid' of x, 'softplus' exp(-a softplus(x + b)) (Gated DeltaNet), or 'fixed'
+    retention_gate: 'sigmoid' of x, 'softplus' exp(-a softplus(x + b)) (Gated DeltaNet), or 'fixed'
       1 - 2^(-5-h) in head h (RetNet). Only for a rule that has retention.
     inner_norm: Whether the memory is k + LayerNorm(network(k)) (TTT).
     learned_start: Whether the initial state is learned; if not it is zero, which only a matrix can
       leave.
     conv_width: Taps of a causal convolution before the projections; 0 for none.
     output_gate: Whether a SiLU gate of x multiplies what is read.
-    dtype: Of slow matrix products. Memories are computed in the dtype of their parameters.
-    param_dtype: Of parameters and fast state.
+    remat: Whether the backward pass recomputes each chunk from its start.
+    dtype: Of slow matrix products. Memories are computed in at least float32.
+    param_dtype: Of parameters.
   """
 
   model_dim: int
@@ -63,14 +66,15 @@ class MemoryConfig:
   reads: str = 'token'
   keys: str = 'unit'
   unit_values: bool = False
-  rate: str = 'sigmoid'
+  rate_gate: str = 'sigmoid'
   rate_scale: float = 1.0
   rate_bias: float = 0.0
-  retention: str = 'sigmoid'
+  retention_gate: str = 'sigmoid'
   inner_norm: bool = False
   learned_start: bool = True
   conv_width: int = 4
   output_gate: bool = True
+  remat: bool = True
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -83,17 +87,37 @@ class MemoryConfig:
     if self.conv_width < 0:
       raise ValueError(f'`conv_width` must be at least 0 taps, got {self.conv_width}.')
     core.check_above_zero('rate_scale', self.rate_scale)
-    choices = {'reads': ('token', 'chunk'), 'keys': KEYS, 'rate': RATES, 'retention': RETENTIONS}
+    choices = {'reads': ('token', 'chunk'), 'keys': KEYS, 'rate_gate': RATES}
+    choices['retention_gate'] = RETENTIONS
     for name, values in choices.items():
       core.check_choice(name, getattr(self, name), values)
+    self._check_rule()
+
+  def _check_rule(self):
+    if self.retention_gate != 'sigmoid' and not self.rule.retention:
+      raise ValueError(
+        f'`retention_gate` must be left out for a rule without retention, got '
+        f'{self.retention_gate!r}.'
+      )
+    if self.rule.exact and self.keys not in UNIT_KEYS:
+      raise ValueError(
+        f'`keys` of the rule {self.rule.name} must be of {UNIT_KEYS}, got {self.keys!r}.'
+      )
     if not (self.learned_start or self.network.linear):
       raise ValueError('`learned_start` must be True unless the memory is one matrix.')
-    check_rule(self.rule, self.network, self.written_objective)
+    # What a norm follows is no longer one matrix.
+    written = self.network._replace(linear=False) if self.inner_norm else self.network
+    check_rule(self.rule, written, self.written_objective)
 
   @property
   def head_dim(self) -> int:
     """K, the width of a head."""
     return self.model_dim // self.num_heads
+
+  @property
+  def state_dtype(self) -> Any:
+    """Of fast state and gates."""
+    return jnp.promote_types(self.param_dtype, jnp.float32)
 
   @property
   def written_objective(self) -> Objective:
@@ -147,10 +171,10 @@ class MemoryMixer(nnx.Module):
     self.output_scale = nnx.Param(jnp.ones((width,), config.param_dtype))
     if biases:
       self.gate_biases = nnx.Param(jnp.stack(list(biases.values())).astype(config.param_dtype))
-    if config.rule.retention and config.retention == 'softplus':
+    if config.rule.retention and config.retention_gate == 'softplus':
       rates = jnp.log(jnp.linspace(1.0, 16.0, heads, dtype=config.param_dtype))
       self.log_retention_rates = nnx.Param(rates)
-    if config.rate == 'position':
+    if config.rate_gate == 'position':
       self.rate_offsets = nnx.Param(jnp.zeros((config.chunk_size,), config.param_dtype))
     if config.inner_norm:
       self.inner_scale = nnx.Param(jnp.ones((heads, 1, width), config.param_dtype))
@@ -173,7 +197,7 @@ class MemoryMixer(nnx.Module):
     config, width = self.config, self.config.head_dim
 
     def copies(weight):
-      return jnp.broadcast_to(weight, (batch_size, *weight.shape))
+      return jnp.broadcast_to(weight.astype(config.state_dtype), (batch_size, *weight.shape))
 
     if config.learned_start:
       weights = {name: copies(weight[...]) for name, weight in self.weights.items()}
@@ -197,6 +221,7 @@ class MemoryMixer(nnx.Module):
       config.chunk_size,
       objective=config.written_objective,
       reads=config.reads,
+      remat=config.remat,
       widths=(config.head_dim, config.head_dim),
     )
 
@@ -251,7 +276,7 @@ class MemoryMixer(nnx.Module):
     """[B, T, D] to [B, H, T, K] in the dtype of the memory."""
     config = self.config
     x = x.reshape((*x.shape[:2], config.num_heads, config.head_dim))
-    return jnp.swapaxes(x, 1, 2).astype(config.param_dtype)
+    return jnp.swapaxes(x, 1, 2).astype(config.state_dtype)
 
   def _key_map(self, x, position):
     match self.config.keys:
@@ -266,7 +291,7 @@ class MemoryMixer(nnx.Module):
 
   def _gates(self, logits, phase) -> Gates:
     """Gates [B, H, T] of tokens whose first is `phase` tokens behind the chunk's start."""
-    config, dtype = self.config, self.config.param_dtype
+    config, dtype = self.config, self.config.state_dtype
     batch, length, _ = logits.shape
     names = _decided_gates(config)
     made = {}
@@ -275,8 +300,8 @@ class MemoryMixer(nnx.Module):
       logits = jnp.transpose(logits, (2, 0, 3, 1)) + self.gate_biases[...][:, None, :, None]
       made = dict(zip(names, logits, strict=True))
     zeros = jnp.zeros((batch, config.num_heads, length), dtype)
-    rate = zeros + 1 if config.rate == 'one' else jax.nn.sigmoid(made['rate'])
-    if config.rate == 'position':
+    rate = zeros + 1 if config.rate_gate == 'one' else jax.nn.sigmoid(made['rate'])
+    if config.rate_gate == 'position':
       place = (phase + jnp.arange(length)) % config.chunk_size
       part = jnp.maximum(1 / (1 + place).astype(dtype) + self.rate_offsets[...][place], 0)
       rate *= part[None, None] / config.head_dim
@@ -286,12 +311,12 @@ class MemoryMixer(nnx.Module):
   def _log_retention(self, made):
     config = self.config
     if not config.rule.retention:
-      return jnp.zeros((1, 1, 1), config.param_dtype)
-    if config.retention == 'sigmoid':
+      return jnp.zeros((1, 1, 1), config.state_dtype)
+    if config.retention_gate == 'sigmoid':
       return log_gate(made['retention'])
-    if config.retention == 'fixed':
+    if config.retention_gate == 'fixed':
       heads = [math.log1p(-(2.0 ** (-5 - head))) for head in range(config.num_heads)]
-      return jnp.asarray(heads, config.param_dtype)[None, :, None]
+      return jnp.asarray(heads, config.state_dtype)[None, :, None]
     speed = jnp.exp(self.log_retention_rates[...])[None, :, None]
     return bounded_log_gate(-speed * jax.nn.softplus(made['retention']))
 
@@ -321,8 +346,8 @@ class MemoryMixer(nnx.Module):
 def _decided_gates(config: MemoryConfig) -> list[str]:
   """The gates that x decides, in the order of the projection."""
   decided = {
-    'rate': config.rate != 'one',
-    'retention': config.rule.retention and config.retention != 'fixed',
+    'rate': config.rate_gate != 'one',
+    'retention': config.rule.retention and config.retention_gate != 'fixed',
     'momentum': config.rule.momentum,
   }
   return [name for name, is_decided in decided.items() if is_decided]
@@ -335,7 +360,7 @@ def _initial_gate_biases(config: MemoryConfig) -> dict[str, jax.Array]:
   by_softplus = steps + jnp.log(-jnp.expm1(-steps))  # The inverse of softplus.
   biases = {
     'rate': jnp.full((heads,), config.rate_bias),
-    'retention': by_softplus if config.retention == 'softplus' else horizon_logits(heads),
+    'retention': by_softplus if config.retention_gate == 'softplus' else horizon_logits(heads),
     'momentum': jnp.ones((heads,)),
   }
   return {name: biases[name] for name in _decided_gates(config)}

@@ -26,11 +26,13 @@ class Network(NamedTuple):
     apply: `(linear, keys [..., C, K]) -> values [..., C, V]`, where `linear(name, x)` maps the last
       axis of x by the matrix of that name.
     linear: Whether the map is one matrix, named 'w', which some rules need.
+    biases: Names of the matrices of one column that are biases, and start at zero.
   """
 
   shapes: Callable[[int, int], dict[str, tuple[int, int]]]
   apply: Callable[[Linear, jax.Array], jax.Array]
   linear: bool = False
+  biases: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -52,6 +54,7 @@ def matrix(bias: bool = False) -> Network:
   return Network(
     shapes=lambda key_dim, value_dim: {'b': (value_dim, 1), 'w': (value_dim, key_dim)},
     apply=lambda linear, keys: linear('w', keys) + linear('b', _ones(keys)),
+    biases=('b',),
   )
 
 
@@ -101,7 +104,7 @@ def mlp(
     out = layer(linear, 1, activation(layer(linear, 2, x)))
     return x + out if residual else out
 
-  return Network(shapes, apply)
+  return Network(shapes, apply, biases=('b1', 'b2') if bias else ())
 
 
 def normed(network: Network, scale: jax.Array, offset: jax.Array) -> Network:
@@ -125,7 +128,7 @@ def normed(network: Network, scale: jax.Array, offset: jax.Array) -> Network:
     out = out * jax.lax.rsqrt(jnp.mean(jnp.square(out), axis=-1, keepdims=True) + 1e-6)
     return keys + out * scale + offset
 
-  return Network(network.shapes, apply)
+  return Network(network.shapes, apply, biases=network.biases)
 
 
 def init_weights(
@@ -153,13 +156,13 @@ def init_weights(
   """
   shapes = network.shapes(key_dim, value_dim)
 
-  def one(index, shape):
-    if shape[1] == 1:
+  def one(index, name, shape):
+    if name in network.biases:
       return jnp.zeros((*leading, *shape), dtype)
     matrix = jax.random.normal(jax.random.fold_in(key, index), (*leading, *shape), dtype)
     return scale / shape[1] ** 0.5 * matrix
 
-  return {name: one(i, shape) for i, (name, shape) in enumerate(sorted(shapes.items()))}
+  return {name: one(i, name, shape) for i, (name, shape) in enumerate(sorted(shapes.items()))}
 
 
 def apply(network: Network, weights: Weights, keys: jax.Array) -> jax.Array:

@@ -85,16 +85,18 @@ def lp(p: float = 3.0) -> Objective:
     The objective.
 
   Raises:
-    ValueError: If `p` is smaller than 2, where the error has no derivative at zero.
+    ValueError: If `p` is smaller than 2, where the error has no derivative at zero, or not finite.
 
   References:
     Behrouz et al., Miras, arXiv 2504.13173, Sec. 5.
   """
-  if p < 2:
-    raise ValueError(f'`p` must be at least 2, got {p}.')
+  if not 2 <= p < float('inf'):
+    raise ValueError(f'`p` must be a finite number of at least 2, got {p}.')
 
   def error(prediction, target):
     difference = prediction - target
-    return difference if p == 2 else difference * core.power(jnp.abs(difference), p - 2)
+    # A root of an error of zero would have no derivative.
+    size = jnp.where(difference == 0, 1, jnp.abs(difference))
+    return difference * core.power(size, p - 2)
 
   return Objective(f'L{p:g}', error)

@@ -31,7 +31,7 @@ class Factors(NamedTuple):
   kept: jax.Array | None  # a_t [..., C]; None without retention
   added: jax.Array  # A [..., C, C] without the columns of padding
   momentum: jax.Array | None  # b_t [..., C]; None without momentum
-  gathered: jax.Array  # B [..., C, C'], the window's sum included
+  gathered: jax.Array | None  # B [..., C, C'], the window's sum included; None for the identity
   scale: jax.Array | None  # eta_t [..., C], of an orthogonalised write
 
 
@@ -46,14 +46,15 @@ def gate_factors(rule: Rule, gates: Gates) -> Factors:
   """Running products of the gates of C tokens, for writes of C' = C + window - 1 tokens."""
   kept, between = retained(rule, gates)
   added = between if gates.valid is None else between * gates.valid[..., None, :]
+  scale = gates.rate if rule.orthogonal else None
   if rule.momentum:
     momentum, gathered = running_products(gates.log_momentum)
-  else:
-    size = gates.rate.shape[-1]
-    momentum, gathered = None, jnp.eye(size, dtype=gates.rate.dtype)
-    gathered = jnp.broadcast_to(gathered, (*gates.rate.shape, size))
-  scale = gates.rate if rule.orthogonal else None
-  return Factors(kept, added, momentum, windowed(rule, gates, gathered), scale)
+    return Factors(kept, added, momentum, windowed(rule, gates, gathered), scale)
+  if rule.window == 1:
+    return Factors(kept, added, None, None, scale)
+  size = gates.rate.shape[-1]
+  own = jnp.broadcast_to(jnp.eye(size, dtype=gates.rate.dtype), (*gates.rate.shape, size))
+  return Factors(kept, added, None, windowed(rule, gates, own), scale)
 
 
 def matrix_chunk(
@@ -67,7 +68,7 @@ def matrix_chunk(
   """Computes the matrices of one chunk; arguments as for `nlx.memories.chunk.matrix_chunk`."""
   _, write = rates(rule, gates, jnp.sum(jnp.square(inputs), axis=-1))
   writes = (write[..., None] * errors)[..., :, None] * inputs[..., None, :]
-  pushes = -_combine(factors.gathered, writes)
+  pushes = -writes if factors.gathered is None else -_combine(factors.gathered, writes)
   if factors.momentum is not None and start.momentum is not None:
     pushes += _over_time(factors.momentum, start.momentum)
     momentum = pushes[..., -1, :, :]

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nlx import core
 
 
-class Retention(NamedTuple):
+class Mirror(NamedTuple):
   """A mirror map: the rule moves a dual matrix A, and the memory computes with W = weight(A).
 
   Attributes:
@@ -59,9 +59,9 @@ class Rule(NamedTuple):
   """
 
   name: str
-  delta: bool
-  momentum: bool
-  retention: bool
+  delta: bool = False
+  momentum: bool = False
+  retention: bool = True
   averaged: bool = True
   proximal: bool = True
   scale_by_depth: bool = True
@@ -70,7 +70,7 @@ class Rule(NamedTuple):
   window: int = 1
   span: int = 1
   orthogonal: int = 0
-  mirror: Retention | None = None
+  mirror: Mirror | None = None
 
   @property
   def text(self) -> str:
@@ -93,7 +93,9 @@ class Rule(NamedTuple):
     return self.orthogonal > 0 or self.mirror is not None
 
 
-def dgd(*, momentum: bool = False, retention: bool = True, literal: bool = False) -> Rule:
+def dgd(
+  *, momentum: bool = False, retention: bool = True, span: int = 1, literal: bool = False
+) -> Rule:
   """Delta gradient descent: the exact minimiser of an L2 regression of W x onto -grad, per token.
 
   Rates are those of the exact proximal step, eta' = eta / (1 + eta ||x||^2), for the decay and for
@@ -103,6 +105,8 @@ def dgd(*, momentum: bool = False, retention: bool = True, literal: bool = False
   Args:
     momentum: Whether writes pass through a momentum.
     retention: Whether old content decays by a gate.
+    span: Tokens that share a proximal step, see `Rule`; the chunk's size bounds even momentum in
+      long chunks with open gates.
     literal: eta in the write, undivided errors and S = mu S - eta e x^T, as Eqs. 91-93 print them.
 
   Returns:
@@ -112,8 +116,10 @@ def dgd(*, momentum: bool = False, retention: bool = True, literal: bool = False
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 54-57, 93 and App. C. The paper
     assumes ||x|| = 1.
   """
-  stable = not literal
-  return Rule('DGD', True, momentum, retention, stable, stable, stable)
+  core.check_positive('span', span, 'token')
+  return _stable_or_literal(
+    'DGD', literal, delta=True, momentum=momentum, retention=retention, span=span
+  )
 
 
 def gradient(
@@ -122,7 +128,7 @@ def gradient(
   retention: bool = True,
   span: int = 1,
   literal: bool = False,
-  mirror: Retention | None = None,
+  mirror: Mirror | None = None,
 ) -> Rule:
   """Plain gradient descent on the inner objective: Titans' rule with momentum and retention.
 
@@ -142,10 +148,9 @@ def gradient(
   References:
     Behrouz et al., Titans, arXiv 2501.00663, Eqs. 9-14; Miras, arXiv 2504.13173, Secs. 4-5.
   """
-  stable = not literal
   core.check_positive('span', span, 'token')
-  return Rule(
-    'gradient', False, momentum, retention, stable, stable, stable, span=span, mirror=mirror
+  return _stable_or_literal(
+    'gradient', literal, momentum=momentum, retention=retention, span=span, mirror=mirror
   )
 
 
@@ -155,7 +160,7 @@ def delta_rule(*, retention: bool = True) -> Rule:
       W_t = alpha_t W_{t-1} (I - eta_t k_t k_t^T) + eta_t v_t k_t^T
 
   With retention it is that of Gated DeltaNet, without that of DeltaNet. The chunk-parallel form is
-  exact for chunks of any size, which are a matter of speed alone.
+  exact for chunks of any size. Keys must have unit norm at most, or the decay overshoots.
 
   Args:
     retention: Whether old content decays by a gate.
@@ -167,19 +172,21 @@ def delta_rule(*, retention: bool = True) -> Rule:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 65; Yang et al., Gated Delta Networks,
     arXiv 2412.06464.
   """
-  return Rule('delta', True, False, retention, True, False, False, exact=True)
+  return Rule('delta', delta=True, retention=retention, proximal=False, exact=True)
 
 
-def oja(*, retention: bool = True) -> Rule:
+def oja(*, retention: bool = True, literal: bool = False) -> Rule:
   """Oja's rule: a Hebbian write that decays what the memory already answers along the value.
 
       W_t = alpha_t W_{t-1} + eta_t (v_t k_t^T - v_t v_t^T W_{t-1})
 
   It is a gradient step on -2 <W k, v> + ||W^T v||^2. Ours: the dimensions of the printed equation
-  do not match; this is the rule for W [V, K]. The chunk-parallel form is exact for any chunk.
+  do not match; this is the rule for W [V, K], and its rate is eta / (1 + eta ||v||^2), with which
+  large values cannot overshoot. The chunk-parallel form is exact for any chunk.
 
   Args:
     retention: Whether old content decays by a gate.
+    literal: Rates of eta, which diverge for values of a norm above the root of 2 / eta.
 
   Returns:
     A rule for memories that are one matrix, on the dot product.
@@ -187,7 +194,7 @@ def oja(*, retention: bool = True) -> Rule:
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 66.
   """
-  return Rule('Oja', True, False, retention, True, False, False, transposed=True)
+  return Rule('Oja', delta=True, retention=retention, proximal=not literal, transposed=True)
 
 
 def omega(
@@ -230,54 +237,56 @@ def omega(
   core.check_positive('span', span, 'token')
   if orthogonal < 0:
     raise ValueError(f'`orthogonal` must be at least 0 steps, got {orthogonal}.')
-  stable = not literal
-  return Rule(
+  return _stable_or_literal(
     'Omega',
-    False,
-    momentum,
-    retention,
-    stable,
-    stable,
-    stable,
+    literal,
+    momentum=momentum,
+    retention=retention,
     window=window,
     span=span,
     orthogonal=orthogonal,
   )
 
 
+def _stable_or_literal(name: str, literal: bool, **fields: Any) -> Rule:
+  stable = not literal
+  return Rule(name, averaged=stable, proximal=stable, scale_by_depth=stable, **fields)
+
+
 @functools.cache
-def lq_retention(q: float = 4.0, floor: float = 1.0) -> Retention:
+def lq_retention(q: float = 4.0, floor: float = 1.0) -> Mirror:
   """W = A / ||A||_q^(q-2), which keeps the weights from growing with what was written.
 
-  Ours: the norm, over all entries of a matrix, is at least `floor`; the printed map, floor 0, makes
-  the weights grow without bound as A decays.
+  Ours: the norm, over all entries of a matrix, is at least `floor`; without one the weights grow
+  without bound as A decays.
 
   Args:
     q: The exponent of the norm, at least 2; Moneta has 4.
-    floor: The least norm that divides.
+    floor: The least norm that divides, above 0.
 
   Returns:
     A mirror map for `gradient`.
 
   Raises:
-    ValueError: If `q` is below 2 or `floor` is negative.
+    ValueError: If `q` is below 2 or not finite, or `floor` is not above 0.
 
   References:
     Behrouz et al., Miras, arXiv 2504.13173, Sec. 5 (Moneta).
   """
-  if q < 2 or floor < 0:
-    raise ValueError(f'`q` must be at least 2 and `floor` at least 0, got {q} and {floor}.')
+  core.check_above_zero('floor', floor)
+  if not 2 <= q < float('inf'):
+    raise ValueError(f'`q` must be a finite number of at least 2, got {q}.')
 
   def weight(dual):
     power = jnp.sum(core.power(jnp.abs(dual), q), axis=(-2, -1), keepdims=True)
     return dual * jnp.maximum(power, floor**q) ** (2 / q - 1)
 
-  return Retention(f'L{q:g}', weight)
+  return Mirror(f'L{q:g}', weight)
 
 
 @functools.cache
-def kl_retention(scale: float | None = None) -> Retention:
-  """W = scale softmax(A) along the inputs: every row stays a distribution, times `scale`.
+def kl_retention(scale: float | None = None) -> Mirror:
+  """W = scale softmax(A) along the inputs: every row stays a distribution, times `scale`, ours.
 
   Retention by the Kullback-Leibler divergence from the last weights: with A = log W + const,
   W_t = scale softmax(alpha_t log W_{t-1} - step) moves A by the plain rule.
@@ -288,15 +297,20 @@ def kl_retention(scale: float | None = None) -> Retention:
   Returns:
     A mirror map for `gradient`.
 
+  Raises:
+    ValueError: If `scale` is not above 0.
+
   References:
     Behrouz et al., Miras, arXiv 2504.13173, Sec. 5 (Memora).
   """
+  if scale is not None:
+    core.check_above_zero('scale', scale)
 
   def weight(dual):
     size = dual.shape[-1] ** 0.5 if scale is None else scale
     return size * jax.nn.softmax(dual, axis=-1)
 
-  return Retention('KL', weight)
+  return Mirror('KL', weight)
 
 
 class Gates(NamedTuple):
@@ -347,9 +361,9 @@ def rates(
   if rule.exact:
     kept = jnp.exp(gates.log_retention) if rule.retention else 1
     return kept * gates.rate, gates.rate
-  if rule.transposed:
-    return gates.rate, gates.rate
   proximal = gates.rate / (1 + rule.span * gates.rate * squared_inputs)
+  if rule.transposed:
+    return (proximal, proximal) if rule.proximal else (gates.rate, gates.rate)
   write = proximal if rule.proximal else gates.rate
   if rule.momentum and rule.averaged:
     write = -jnp.expm1(gates.log_momentum) * write

@@ -74,6 +74,7 @@ class SelfModifyingConfig:
       core.check_choice('adaptive', role, ROLES)
     if len(set(self.adaptive)) < len(self.adaptive):
       raise ValueError(f'`adaptive` must name each role once, got {self.adaptive!r}.')
+    memories.check_rule(self.rule, self.network, l2())
 
   @property
   def head_dim(self) -> int:
@@ -186,10 +187,18 @@ class SelfModifying(nnx.Module):
     def target(weights, values):
       return unit_norm(apply(config.network, weights, values)) if config.own_targets else values
 
+    widths = (config.head_dim, config.head_dim)
     roles = memories.level(
-      Memory(config.network, config.rule, l2(), target), config.projection_chunk_size
+      Memory(config.network, config.rule, l2(), target), config.projection_chunk_size, widths
     )
-    main = layer(config.network, config.rule, config.chunk_size, target=target, reads=config.reads)
+    main = layer(
+      config.network,
+      config.rule,
+      config.chunk_size,
+      target=target,
+      reads=config.reads,
+      widths=widths,
+    )
     return roles, main
 
   def __call__(

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from nlx import core
 from nlx.memories.attention import AttentionConfig
 from nlx.memories.mixer import MemoryConfig
 from nlx.memories.networks import matrix, mlp
@@ -25,8 +26,17 @@ from nlx.models.families import around, split_options
 from nlx.models.memory_as_context import MemoryAsContextConfig
 
 
+def _check_sizes(name: str, options: dict[str, Any]) -> None:
+  """Raises TypeError, as a signature would, if a size is missing."""
+  for size in ('vocab_size', 'model_dim', 'num_layers', 'num_heads'):
+    if size not in options:
+      raise TypeError(f'{name}() missing the required keyword argument `{size}`.')
+    core.check_positive(size, options[size])
+
+
 def _memory(name: str, options: dict[str, Any], **defaults: Any) -> LanguageModelConfig:
   """A model whose mixer is one memory."""
+  _check_sizes(name, options)
   own, rest = split_options(MemoryConfig, options)
   return around(name, MemoryConfig(**{**defaults, **own}), **rest)
 
@@ -49,7 +59,7 @@ def linear_attention(**options: Any) -> LanguageModelConfig:
     rule=gradient(retention=False, literal=True),
     objective=dot_product(),
     keys='elu',
-    rate='one',
+    rate_gate='one',
     learned_start=False,
     output_gate=False,
   )
@@ -68,8 +78,8 @@ def retnet(**options: Any) -> LanguageModelConfig:
     rule=gradient(literal=True),
     objective=dot_product(),
     keys='rotary',
-    rate='one',
-    retention='fixed',
+    rate_gate='one',
+    retention_gate='fixed',
     learned_start=False,
     conv_width=0,
   )
@@ -108,7 +118,7 @@ def gated_deltanet(**options: Any) -> LanguageModelConfig:
     chunk_size=64,
     rule=delta_rule(),
     keys='silu_unit',
-    retention='softplus',
+    retention_gate='softplus',
     learned_start=False,
   )
 
@@ -134,6 +144,10 @@ def oja(**options: Any) -> LanguageModelConfig:
 def ttt_linear(**options: Any) -> LanguageModelConfig:
   """TTT-Linear: gradient descent on M(k) = k + LayerNorm(W k + b), no retention, chunks of 16.
 
+  Ours: keys and queries have unit norm and no rotary positions; the rate of a token is divided by
+  its own position in the chunk, where the authors' code divides all that the chunk has written so
+  far by the position of the token that reads.
+
   References:
     Sun et al., TTT, arXiv 2407.04620.
   """
@@ -141,11 +155,12 @@ def ttt_linear(**options: Any) -> LanguageModelConfig:
 
 
 def ttt_mlp(**options: Any) -> LanguageModelConfig:
-  """TTT-MLP: the same with an MLP of four times the width of a head inside the norm.
+  """TTT-MLP: as TTT-Linear, with an MLP of four times the width of a head inside the norm.
 
   References:
     Sun et al., TTT, arXiv 2407.04620.
   """
+  _check_sizes('ttt_mlp', options)
   hidden = 4 * options['model_dim'] // options['num_heads']
   network = mlp(hidden, jax.nn.gelu, residual=False, bias=True)
   return _ttt('ttt_mlp', options, network=network, rate_scale=0.1)
@@ -157,7 +172,7 @@ def _ttt(name, options, **defaults):
     options,
     chunk_size=16,
     rule=gradient(retention=False, literal=True),
-    rate='position',
+    rate_gate='position',
     inner_norm=True,
     **defaults,
   )
@@ -168,10 +183,13 @@ def _ttt(name, options, **defaults):
 
 
 def _deep(
-  options: dict[str, Any], rule: Callable[..., Rule], **defaults: Any
+  name: str, options: dict[str, Any], rule: Callable[..., Rule], **defaults: Any
 ) -> tuple[MemoryConfig, dict[str, Any]]:
   """A memory that is a residual MLP, and the options that are not its own."""
+  _check_sizes(name, options)
   options = {'chunk_size': 16, **options}
+  if 'network' in options and 'memory_hidden' in options:
+    raise ValueError('give `network` or `memory_hidden`, got both.')
   network = mlp(options.pop('memory_hidden', 64))
   own, rest = split_options(MemoryConfig, options)
   like = {'network': network, 'keys': 'silu_unit', 'unit_values': True}
@@ -192,7 +210,7 @@ def titans(**options: Any) -> LanguageModelConfig:
   References:
     Behrouz et al., Titans, arXiv 2501.00663, Secs. 3 and 4.3.
   """
-  memory, rest = _deep(options, _TITANS)
+  memory, rest = _deep('titans', options, _TITANS)
   return around('titans', memory, **rest)
 
 
@@ -205,7 +223,7 @@ def moneta(**options: Any) -> LanguageModelConfig:
     Behrouz et al., Miras, arXiv 2504.13173, Sec. 5.
   """
   rule = functools.partial(gradient, mirror=lq_retention(4.0))
-  memory, rest = _deep(options, rule, objective=lp(3.0))
+  memory, rest = _deep('moneta', options, rule, objective=lp(3.0))
   return around('moneta', memory, **rest)
 
 
@@ -217,7 +235,7 @@ def yaad(**options: Any) -> LanguageModelConfig:
   References:
     Behrouz et al., Miras, arXiv 2504.13173, Sec. 5.
   """
-  memory, rest = _deep(options, gradient, objective=huber())
+  memory, rest = _deep('yaad', options, gradient, objective=huber())
   return around('yaad', memory, **rest)
 
 
@@ -232,7 +250,7 @@ def atlas(**options: Any) -> LanguageModelConfig:
     Behrouz et al., Atlas, arXiv 2505.23735; Nested Learning, arXiv 2512.24695v1, Eq. 68.
   """
   rule = functools.partial(omega, window=4, orthogonal=3)
-  memory, rest = _deep(options, rule, rate_scale=0.1, rate_bias=-1.5)
+  memory, rest = _deep('atlas', options, rule, rate_scale=0.1, rate_bias=-1.5)
   return around('atlas', memory, **rest)
 
 
@@ -256,7 +274,7 @@ def titans_mac(**options: Any) -> LanguageModelConfig:
   """
   options = {'chunk_size': 32, **options}
   num_persistent = options.pop('num_persistent', 4)
-  memory, rest = _deep(options, _TITANS)
+  memory, rest = _deep('titans_mac', options, _TITANS)
   return around('titans_mac', MemoryAsContextConfig(memory, num_persistent), **rest)
 
 
@@ -269,7 +287,7 @@ def titans_mag(**options: Any) -> LanguageModelConfig:
   References:
     Behrouz et al., Titans, arXiv 2501.00663, Sec. 4.2.
   """
-  memory, rest = _deep(options, _TITANS)
+  memory, rest = _deep('titans_mag', options, _TITANS)
   attention, rest = _window(rest, memory.num_heads)
   return around('titans_mag', GatedConfig(value=attention, gate=memory), **rest)
 
@@ -277,14 +295,15 @@ def titans_mag(**options: Any) -> LanguageModelConfig:
 def titans_mal(**options: Any) -> LanguageModelConfig:
   """Titans, memory as a layer before sliding-window attention.
 
-  Options as for `titans_mag`.
+  Options as for `titans_mag`. Ours: both are residual and have a norm before them.
 
   References:
     Behrouz et al., Titans, arXiv 2501.00663, Sec. 4.3.
   """
-  memory, rest = _deep(options, _TITANS)
+  memory, rest = _deep('titans_mal', options, _TITANS)
   attention, rest = _window(rest, memory.num_heads)
-  return around('titans_mal', SeriesConfig((memory, attention)), **rest)
+  epsilon = rest.get('norm_epsilon', 1e-6)
+  return around('titans_mal', SeriesConfig((memory, attention), epsilon), **rest)
 
 
 def samba(**options: Any) -> LanguageModelConfig:
@@ -295,6 +314,7 @@ def samba(**options: Any) -> LanguageModelConfig:
   References:
     Ren et al., Samba, arXiv 2406.07522.
   """
+  _check_sizes('samba', options)
   scan, rest = split_options(SelectiveScanConfig, options)
   attention, rest = _window({'num_persistent': 0, **rest}, rest['num_heads'])
   like = around('samba', attention, **rest)

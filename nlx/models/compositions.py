@@ -33,7 +33,8 @@ class FeedForwardConfig:
   grows = False
 
   def __post_init__(self):
-    core.check_positive('hidden', self.hidden)
+    for name in ('model_dim', 'hidden'):
+      core.check_positive(name, getattr(self, name))
 
   def make(self, *, rngs: nnx.Rngs) -> 'FeedForward':
     """The MLP, with random parameters."""
@@ -143,7 +144,7 @@ class Series(nnx.Module):
 
   def level_infos(self) -> list[LevelInfo]:
     """The levels of all parts."""
-    return [info for part in self.parts for info in part.level_infos()]
+    return _level_infos(self.parts)
 
   def level_states(self, state: tuple) -> list[Any]:
     """The states of these levels."""
@@ -225,11 +226,20 @@ class Gated(nnx.Module):
 
   def level_infos(self) -> list[LevelInfo]:
     """The levels of both."""
-    return [*self.value.level_infos(), *self.gate.level_infos()]
+    return _level_infos((self.value, self.gate))
 
   def level_states(self, state: tuple) -> list[Any]:
     """The states of these levels."""
     return _level_states((self.value, self.gate), state)
+
+
+def _level_infos(parts: Sequence[Any]) -> list[LevelInfo]:
+  """The levels of all parts; a name that returns is numbered."""
+  infos: list[LevelInfo] = []
+  for info in (info for part in parts for info in part.level_infos()):
+    times = sum(other.name.split(' #')[0] == info.name for other in infos)
+    infos.append(info._replace(name=f'{info.name} #{times + 1}') if times else info)
+  return infos
 
 
 def _level_states(parts, states) -> list[Any]:

@@ -1,5 +1,6 @@
 """Configurations of language models: a stack of equal blocks."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,9 +57,10 @@ class LanguageModelConfig:
     cms_max_norm: Norm to which inner gradients are clipped.
     meta: How the outer gradient passes inner updates, see `nlx.levels.nest`.
     truncate: Cut it at every n-th update of a level; None for never.
-    remat: Whether the backward pass recomputes every base chunk from its start. It saves memory
-      and, where that is what bounds the speed, time.
-    norm_epsilon: Under the root of every norm of the stack.
+    remat: Whether the backward pass recomputes every base chunk of blocks that learn in context
+      from its start. It saves memory and, where that is what bounds the speed, time. Without such
+      blocks memories recompute chunks of their own, and attention nothing.
+    norm_epsilon: Under the root of the norms of blocks and head; mixers have their own.
     dtype: Of slow matrix products.
     param_dtype: Of parameters and fast state.
   """
@@ -95,11 +97,11 @@ class LanguageModelConfig:
         f'got {self.cms_periods}.'
       )
     self._check_periods()
-    implementation = getattr(self.mixer, 'implementation', 'xla')
-    if self.in_context_periods and implementation != 'xla':
+    fused = _implementations(self.mixer) - {'xla'}
+    if self.in_context_periods and fused:
       raise ValueError(
-        "`mixer.implementation` must be 'xla' where blocks learn in context, whose gradients are "
-        f'differentiated again, got {implementation!r}.'
+        "`implementation` of attention must be 'xla' where blocks learn in context, as their "
+        f'gradients are differentiated again, got {fused.pop()!r}.'
       )
 
   def _check_periods(self):
@@ -120,3 +122,14 @@ class LanguageModelConfig:
   def base_chunk(self) -> int:
     """Tokens between the boundaries that streaming aligns to; 1 if there are none."""
     return self.in_context_periods[0] if self.in_context_periods else self.mixer.alignment
+
+
+def _implementations(mixer: Any) -> set[str]:
+  """How the attention inside a mixer is computed, that of mixers inside of it included."""
+  found = {mixer.implementation} if hasattr(mixer, 'implementation') else set()
+  for field in dataclasses.fields(mixer):
+    value = getattr(mixer, field.name)
+    for part in value if isinstance(value, tuple) else (value,):
+      if dataclasses.is_dataclass(part):
+        found |= _implementations(part)
+  return found

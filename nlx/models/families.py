@@ -34,16 +34,23 @@ def around(
   Args:
     name: Of the family.
     mixer: What mixes tokens.
-    mlp_hidden: F of the MLP; 8 D / 3, rounded up to a multiple of 32, if not given.
+    mlp_hidden: F of the MLP; 8 D / 3, rounded up to a multiple of 32, if not given. `cms_hidden` is
+      another name of it.
     **options: Fields of `LanguageModelConfig`.
 
   Returns:
     The configuration.
+
+  Raises:
+    ValueError: If both names are given.
   """
-  hidden = mlp_hidden or -(-8 * mixer.model_dim // 96) * 32
-  defaults = {'cms_periods': (0,), 'cms_hidden': hidden}
-  given = {key: value for key, value in options.items() if value is not None}
-  return LanguageModelConfig(name=name, mixer=mixer, **{**defaults, **given})
+  hidden = options.pop('cms_hidden', None)
+  if hidden is not None and mlp_hidden is not None:
+    raise ValueError(f'give `mlp_hidden` or `cms_hidden`, got both: {mlp_hidden} and {hidden}.')
+  hidden = mlp_hidden if hidden is None else hidden
+  hidden = -(-8 * mixer.model_dim // 96) * 32 if hidden is None else hidden
+  options = {'cms_periods': (0,), 'cms_hidden': hidden, **options}
+  return LanguageModelConfig(name=name, mixer=mixer, **options)
 
 
 def hope(
@@ -101,7 +108,7 @@ def hope(
     vocab_size=vocab_size,
     num_layers=num_layers,
     cms_periods=tuple(cms_periods),
-    cms_hidden=cms_hidden or model_dim,
+    cms_hidden=model_dim if cms_hidden is None else cms_hidden,
     remat=remat,
     **rest,
   )
@@ -144,7 +151,7 @@ def hope_attention(
     vocab_size=vocab_size,
     num_layers=num_layers,
     cms_periods=tuple(cms_periods),
-    cms_hidden=cms_hidden or model_dim,
+    cms_hidden=model_dim if cms_hidden is None else cms_hidden,
     **rest,
   )
 

@@ -1,5 +1,6 @@
 """Titans' memory as a context: attention over a segment and over what the memory recalls for it."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from flax import nnx
 
 from nlx import core
 from nlx.levels import LevelInfo
-from nlx.memories.attention import rotate
+from nlx.memories.attention import attend, rotate
 from nlx.memories.mixer import MemoryConfig, MixerState
 from nlx.memories.modules import Projection, RMSNorm
 
@@ -82,7 +83,8 @@ class MemoryAsContext(nnx.Module):
   def __init__(self, config: MemoryAsContextConfig, *, rngs: nnx.Rngs):
     self.config, memory = config, config.memory
     dim, dtypes = memory.model_dim, {'dtype': memory.dtype, 'param_dtype': memory.param_dtype}
-    self.memory = memory.make(rngs=rngs)
+    # Segments are recomputed as a whole.
+    self.memory = dataclasses.replace(memory, remat=False).make(rngs=rngs)
     self.recall = Projection(dim, dim, rngs=rngs, **dtypes)
     self.queries = Projection(dim, dim, rngs=rngs, **dtypes)
     self.context = Projection(dim, 2 * dim, rngs=rngs, **dtypes)
@@ -153,7 +155,7 @@ class MemoryAsContext(nnx.Module):
 
   def _read(self, x, state, write):
     """Attends from tokens of one segment, and lets `write(y, memory)` put them into the memory."""
-    phase = state.memory.memory.count
+    x, phase = x.astype(self.config.memory.dtype), state.memory.memory.count
     recalled = self.memory.recall(self._split(self.recall(x)), state.memory)
     recalled = jnp.swapaxes(recalled, 1, 2).reshape(x.shape).astype(x.dtype)
     keys, values = self._context(jnp.stack([recalled, x], axis=1), phase)
@@ -170,7 +172,7 @@ class MemoryAsContext(nnx.Module):
     """[B, T, D] to [B, H, T, K] in the dtype of the memory."""
     config = self.config.memory
     x = x.reshape((*x.shape[:2], config.num_heads, config.head_dim))
-    return jnp.swapaxes(x, 1, 2).astype(config.param_dtype)
+    return jnp.swapaxes(x, 1, 2).astype(config.state_dtype)
 
   def _context(self, x, phase):
     """Keys and values [B, 2, T, H, K] of answers and tokens x [B, 2, T, D]."""
@@ -187,16 +189,14 @@ class MemoryAsContext(nnx.Module):
     queries = rotate(self.queries(x).reshape(heads), phase)
     seen = jnp.arange(keys.shape[2])[None] <= phase + jnp.arange(x.shape[1])[:, None]
     seen = jnp.concatenate([seen, seen], axis=1)
-    join = lambda cache: cache.reshape((cache.shape[0], -1, *cache.shape[3:])).astype(x.dtype)  # noqa: E731
-    keys, values = join(keys), join(values)
+    keys, values = (
+      cache.reshape((cache.shape[0], -1, *cache.shape[3:])) for cache in (keys, values)
+    )
+    fixed = None
     if config.num_persistent:
-      seen = jnp.pad(seen, ((0, 0), (config.num_persistent, 0)), constant_values=True)
-      fixed = self.context(self.persistent[...].astype(x.dtype))
-      fixed = fixed.reshape((1, config.num_persistent, 2, *heads[2:]))
-      fixed = jnp.broadcast_to(fixed, (x.shape[0], *fixed.shape[1:]))
-      keys = jnp.concatenate([fixed[:, :, 0], keys], axis=1)
-      values = jnp.concatenate([fixed[:, :, 1], values], axis=1)
-    out = jax.nn.dot_product_attention(queries, keys, values, mask=seen[None, None])
+      both = jnp.split(self.context(self.persistent[...]), 2, axis=-1)
+      fixed = (both[0].reshape((-1, *heads[2:])), both[1].reshape((-1, *heads[2:])))
+    out = attend(queries, keys, values, seen[None, None], fixed=fixed)
     return self.output(out.reshape(x.shape))
 
   def level_infos(self) -> list[LevelInfo]:

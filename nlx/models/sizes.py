@@ -29,7 +29,8 @@ def with_parameters(
     The configuration.
 
   Raises:
-    ValueError: If the model has more parameters than that at the least width.
+    ValueError: If the model has more parameters than that at the least width, or if its size does
+      not depend on the width.
 
   Example:
     >>> import functools, nlx
@@ -38,8 +39,10 @@ def with_parameters(
     >>> nlx.models.count_parameters(nlx.models.with_parameters(make, 5_000))
     5040
   """
-  least, next_ = (count_parameters(make(width)) for width in (multiple, 2 * multiple))
-  steps = round((num_parameters - least) / (next_ - least))
+  least, more = (count_parameters(make(width)) for width in (multiple, 2 * multiple))
+  if more == least:
+    raise ValueError('`make` must use the width that it is given, but two gave one size.')
+  steps = round((num_parameters - least) / (more - least))
   if steps < 0:
     raise ValueError(
       f'`num_parameters` must be at least {least}, the size without much of an MLP, '

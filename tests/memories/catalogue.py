@@ -41,6 +41,7 @@ CASES |= {
   'delta without retention': Case(memories.delta_rule(retention=False), 'matrix'),
   'oja': Case(memories.oja(), 'matrix'),
   'oja without retention': Case(memories.oja(retention=False), 'matrix'),
+  'oja literal': Case(memories.oja(literal=True), 'matrix'),
   'omega': Case(memories.omega(window=5), 'mlp'),
   'omega without momentum': Case(memories.omega(window=11, momentum=False), 'matrix'),
   'omega literal': Case(memories.omega(window=2, literal=True), 'matrix'),
@@ -51,5 +52,6 @@ CASES |= {
   'moneta': Case(memories.gradient(mirror=memories.lq_retention(4, 0.5)), 'mlp', memories.lp(3.0)),
   'memora': Case(memories.gradient(momentum=True, mirror=memories.kl_retention()), 'matrix'),
   'yaad': Case(memories.gradient(), 'mlp', memories.huber()),
+  'dgd on the dot product': Case(memories.dgd(momentum=True), 'matrix', memories.dot_product()),
   'dgd with biases': Case(memories.dgd(), 'biased'),
 }

@@ -53,6 +53,7 @@ def write(rule, weight, momentum, gradient, x, gates, depth):
 def write_exactly(rule, weight, key, value, gates):
   """One token of a rule whose error is that of the weights right before it: Eqs. 65 and 66."""
   eta, alpha, _ = gates
+  eta = eta / (1 + eta * jnp.sum(value**2)) if rule.transposed and rule.proximal else eta
   weight = (alpha if rule.retention else 1.0) * weight if rule.exact else weight
   if rule.exact:
     return weight - eta * jnp.outer(weight @ key - value, key)

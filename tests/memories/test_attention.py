@@ -190,6 +190,27 @@ def test_attention_and_its_gradient_equal_the_dense_form(kind, length):
 
 
 @pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('kind', ['full', 'window'])
+def test_attention_is_the_nadaraya_watson_solution(kind):
+  """Of min over y of sum_s exp(q_t . k_s / sqrt(K)) ||y - v_s||^2: no gradient is left there."""
+  _, function, parameters = in_double(kind)
+  x, kernel = inputs(dtype='float64'), parameters['projection']['kernel'][...]
+  parameters['output']['kernel'] = nnx.Param(jnp.eye(DIM))
+  y = quick_jit(function)(parameters, x).reshape((BATCH, LENGTH, HEADS, WIDTH))
+  queries, keys, values = np.moveaxis((x @ kernel).reshape((*y.shape[:2], 3, HEADS, WIDTH)), 2, 0)
+
+  def gradient(b, h, t):
+    query, total = rotated(queries[b, t, h], t), np.zeros(WIDTH)
+    for s in range(max(0, t + 1 - WINDOW) if kind == 'window' else 0, t + 1):
+      weight = np.exp(query @ rotated(keys[b, s, h], s) / np.sqrt(WIDTH))
+      total += 2 * weight * (y[b, t, h] - values[b, s, h])
+    return total
+
+  for place in np.ndindex(BATCH, HEADS, LENGTH):
+    np.testing.assert_allclose(gradient(*place), 0, atol=1e-10)
+
+
+@pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('kind', ['full', 'all'])
 def test_attention_has_the_second_derivative_of_the_dense_form(kind):
   cfg, function, parameters = in_double(kind)

@@ -38,7 +38,20 @@ def test_chunk_form_has_the_gradient_of_the_recurrence(name):
 
 
 @pytest.mark.usefixtures('float64')
-@pytest.mark.parametrize('name', ['delta', 'oja', 'omega', 'omega without momentum', 'atlas'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'dgd mlp momentum=True retention=True',
+    'delta',
+    'oja',
+    'omega',
+    'omega without momentum',
+    'atlas',
+    'moneta',
+    'memora',
+    'dgd with biases',
+  ],
+)
 def test_padding_leaves_no_trace(name):
   """In a chunk that it ends, from which the layer reads on."""
   layer = CASES[name].layer(chunk_size=8)

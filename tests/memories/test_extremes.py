@@ -80,4 +80,4 @@ def test_half_precision_inputs_are_computed_in_single(name):
   got = program(ENDS / 1e4, *halves)
   expected = program(ENDS / 1e4, *(x.astype(jnp.float32) for x in halves))
   assert {x.dtype for x in jax.tree.leaves(got)} == {np.dtype('float32')}
-  problems.assert_close(got, expected, tolerance=2e-2)
+  problems.assert_close(got, expected, tolerance=1e-6)

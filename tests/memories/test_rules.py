@@ -209,10 +209,23 @@ def test_oja_converges_to_the_direction_that_it_is_shown(chunk_size):
   """On one value v: W^T v approaches k, the fixed point of Eq. 66."""
   k, v, _, _, _, _, w = tokens(1)
   v = v / np.linalg.norm(v)
-  many = [np.repeat(x, 100, axis=0) for x in (k, v, k)]
-  rule = memories.oja(retention=False)
-  got = run(rule, *many, *np.full((3, 100), 0.5), w, chunk_size=chunk_size)
-  np.testing.assert_allclose(got[-1] @ v[0], k[0] @ k[0], rtol=1e-9)
+  many = [np.repeat(x, 200, axis=0) for x in (k, v)]
+  rule, gates = memories.oja(retention=False), np.full((3, 200), 0.5)
+  # The last weights, column by column.
+  columns = [
+    run(rule, *many, np.repeat(q[None], 200, axis=0), *gates, w, chunk_size=chunk_size)[-1]
+    for q in np.eye(K)
+  ]
+  np.testing.assert_allclose(np.stack(columns, axis=1).T @ v[0], k[0], rtol=1e-9)
+
+
+def test_oja_of_large_values_stays_bounded():
+  """Whose decay would overshoot at the literal rate."""
+  k, v, q, eta, alpha, mu, w = tokens(200)
+  data = k, 10 * v, q, eta, alpha, mu, w
+  assert np.abs(run(memories.oja(), *data)).max() < 10
+  with np.errstate(all='ignore'):
+    assert not np.abs(run(memories.oja(literal=True), *data)).max() < 1e6
 
 
 # ----- retention by mirror maps, and objectives
@@ -237,8 +250,14 @@ def test_kl_retention_is_the_multiplicative_update():
   np.testing.assert_allclose(after, moved / moved.sum(axis=-1, keepdims=True), rtol=1e-10)
 
 
+@pytest.mark.parametrize('p', [2.0, 2.5, 3.0, 4.0])
+def test_lp_error_of_nothing_has_a_derivative(p):
+  slope = jax.grad(lambda x: memories.lp(p).error(x, 0.0))(0.0)
+  assert float(slope) == (1 if p == 2 else float(slope)) and np.isfinite(slope)
+
+
 @pytest.mark.usefixtures('float64')
-@pytest.mark.parametrize('p', [2.0, 3.0, 4.0])
+@pytest.mark.parametrize('p', [2.0, 2.5, 3.0, 4.0])
 def test_lp_error_is_the_gradient_of_the_norm(p):
   prediction, target = np.random.default_rng(0).normal(size=(2, V))
   gradient = jax.grad(lambda x: jnp.sum(jnp.abs(x - target) ** p) / p)(jnp.asarray(prediction))
@@ -250,8 +269,26 @@ def test_lp_error_is_the_gradient_of_the_norm(p):
   [
     (lambda: memories.omega(window=0), '`window` must be an integer of at least 1 token'),
     (lambda: memories.omega(window=2, orthogonal=-1), '`orthogonal` must be at least 0'),
-    (lambda: memories.lq_retention(1.5), '`q` must be at least 2'),
-    (lambda: memories.lp(1.0), '`p` must be at least 2'),
+    (lambda: memories.lq_retention(1.5), '`q` must be a finite number of at least 2'),
+    (lambda: memories.lq_retention(4.0, 0.0), '`floor` must be a finite number above 0'),
+    (lambda: memories.kl_retention(-1.0), '`scale` must be a finite number above 0'),
+    (lambda: memories.lp(1.0), '`p` must be a finite number of at least 2'),
+    (lambda: memories.lp(float('nan')), '`p` must be a finite number of at least 2'),
+    (lambda: memories.gradient(span=0), '`span` must be an integer of at least 1 token'),
+    (
+      lambda: memories.layer(
+        memories.matrix(), memories.dgd()._replace(mirror=memories.lq_retention()), 4
+      ),
+      'the rule DGD has no form with `mirror`',
+    ),
+    (
+      lambda: memories.layer(memories.matrix(), memories.delta_rule()._replace(window=2), 4),
+      'the rule delta has no form with `window`',
+    ),
+    (
+      lambda: memories.layer(memories.matrix(), memories.oja()._replace(momentum=True), 4),
+      'the rule Oja has no form with `momentum`',
+    ),
     (lambda: memories.layer(memories.mlp(4), memories.delta_rule(), 4), 'one matrix'),
     (lambda: memories.layer(memories.mlp(4), memories.oja(), 4), 'one matrix'),
     (

@@ -150,3 +150,10 @@ def test_answers_of_plain_gradient_descent_diverge(chunk_size):
 def test_span_of_a_chunk_bounds_plain_gradient_descent(momentum, chunk_size):
   rule = memories.gradient(momentum=momentum, span=chunk_size)
   assert largest_answers(rule, chunk_size).max() < 2
+
+
+@pytest.mark.parametrize('chunk_size', [64, 256])
+def test_span_of_a_chunk_bounds_answers_in_long_chunks_with_momentum(chunk_size):
+  """Where delta gradient descent alone lets them diverge."""
+  rule = memories.dgd(momentum=True, span=chunk_size)
+  assert largest_answers(rule, chunk_size).max() < 1.2

@@ -18,7 +18,6 @@ MEMORIES = {'chunk_size': 4, 'projection_chunk_size': 8, 'memory_hidden': 8}
 HOPE = models.hope(**SIZES, **MEMORIES, cms_periods=(8, 0, 16), cms_hidden=12, cms_rate=0.5)
 CONFIGS = {
   'hope': HOPE,
-  'hope-static': models.hope(**SIZES, **MEMORIES, cms_periods=(0,)),
   'hope-attention': models.hope_attention(
     **SIZES, cms_periods=(8, 0, 16), cms_hidden=12, cms_rate=0.5
   ),

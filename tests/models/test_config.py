@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from nlx import models
+from nlx import memories, models
 from nlx.memories.attention import AttentionConfig
 from tests.models import problems
 
@@ -37,10 +37,18 @@ def test_config_leaves_out_blocks_that_never_learn():
 
 
 @pytest.mark.parametrize(
-  ('name', 'chunk'), [('hope', 8), ('hope-static', 8), ('hope-attention', 8), ('transformer', 1)]
+  ('name', 'periods', 'chunk'),
+  [
+    ('hope', (0, 16), 16),
+    ('hope', (0,), 8),
+    ('hope_attention', (24,), 24),
+    ('hope_attention', (0,), 1),
+  ],
 )
-def test_config_base_chunk_is_that_of_the_fastest_boundary_of_the_network(name, chunk):
-  assert problems.CONFIGS[name].base_chunk == chunk
+def test_config_base_chunk_is_that_of_the_fastest_boundary_of_the_network(name, periods, chunk):
+  options = problems.MEMORIES if name == 'hope' else {}
+  config = models.FAMILIES[name](**problems.SIZES, **options, cms_periods=periods)
+  assert config.base_chunk == chunk
 
 
 def test_config_is_hashable_and_equal_by_value():
@@ -109,9 +117,55 @@ def test_transformer_names_heads_that_do_not_divide():
 
 def test_config_refuses_attention_that_has_one_derivative_under_levels_in_context():
   half = {'dtype': 'bfloat16', 'implementation': 'cudnn'}
-  with pytest.raises(ValueError, match="`mixer.implementation` must be 'xla'"):
+  with pytest.raises(ValueError, match="`implementation` of attention must be 'xla'"):
     models.hope_attention(**problems.SIZES, cms_periods=(8,), **half)
   assert models.transformer(**problems.SIZES, **half).mixer.implementation == 'cudnn'
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'retention_gate': 'softplus'}, '`retention_gate` must be left out for a rule without'),
+    ({'keys': 'elu'}, "`keys` of the rule delta must be of .*, got 'elu'"),
+    ({'learned_start': False, 'network': memories.mlp(4)}, 'one matrix'),
+    ({'conv_width': -1}, '`conv_width` must be at least 0 taps'),
+    ({'mlp_hidden': 8, 'cms_hidden': 8}, 'give `mlp_hidden` or `cms_hidden`, got both'),
+  ],
+)
+def test_deltanet_names_a_wrong_option(options, message):
+  with pytest.raises(ValueError, match=message):
+    models.deltanet(**problems.SIZES, **options)
+
+
+def test_titans_takes_its_network_once():
+  with pytest.raises(ValueError, match='give `network` or `memory_hidden`, got both'):
+    models.titans(**problems.SIZES, network=memories.mlp(4), memory_hidden=4)
+
+
+@pytest.mark.parametrize('name', ['deltanet', 'ttt_mlp', 'titans', 'titans_mag', 'samba'])
+def test_baseline_names_a_missing_size(name):
+  sizes = {key: value for key, value in problems.SIZES.items() if key != 'num_heads'}
+  with pytest.raises(
+    TypeError, match=f'{name}.* missing the required keyword argument `num_heads`'
+  ):
+    models.FAMILIES[name](**sizes)
+
+
+@pytest.mark.parametrize('name', ['titans_mag', 'titans_mal', 'samba'])
+def test_config_finds_fused_attention_inside_of_a_mixer(name):
+  half = {'dtype': 'bfloat16', 'implementation': 'cudnn'}
+  with pytest.raises(ValueError, match="`implementation` of attention must be 'xla'"):
+    models.FAMILIES[name](**problems.SIZES, cms_periods=(64,), **half)
+
+
+def test_hope_names_a_rule_that_does_not_fit_an_mlp():
+  with pytest.raises(ValueError, match='needs a memory that is one matrix'):
+    models.hope(**HOPE, rule=memories.delta_rule())
+
+
+def test_with_parameters_names_a_width_that_is_not_used():
+  with pytest.raises(ValueError, match='must use the width'):
+    models.with_parameters(lambda hidden: models.transformer(**problems.SIZES), 10_000)
 
 
 def test_config_names_an_option_that_nothing_has():

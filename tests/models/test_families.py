@@ -1,4 +1,7 @@
-"""Every named model: reads in any pieces, sees no future and no neighbour, learns everywhere."""
+"""Every named model: reads in any pieces, sees no future and no neighbour, learns everywhere.
+
+That is tested of HOPE and HOPE-Attention, in more ways, in the files beside this one.
+"""
 
 import functools
 
@@ -17,8 +20,6 @@ SIZES = {**problems.SIZES, 'num_layers': 1, 'mlp_hidden': 16}
 SHORT = {'chunk_size': 8}
 DEEP = {**SHORT, 'memory_hidden': 8}
 OPTIONS = {
-  'hope': {'chunk_size': 4, 'projection_chunk_size': 8, 'memory_hidden': 8, 'cms_periods': (8, 16)},
-  'hope_attention': {'cms_periods': (8,)},
   'transformer': {'num_kv_heads': 1},
   'linear_attention': SHORT,
   'retnet': SHORT,
@@ -38,7 +39,7 @@ OPTIONS = {
 }
 # From a boundary and from inside of a chunk; over none, one and many.
 CUTS = {'from_a_boundary': (9, 1, 1, 9, 1), 'from_inside': (1, 9, 9, 1, 1), 'short': (1,) * 21}
-every_family = pytest.mark.parametrize('name', models.FAMILIES)
+every_family = pytest.mark.parametrize('name', OPTIONS)
 
 
 @functools.cache
@@ -75,7 +76,7 @@ def usual(name):
 
 
 def test_options_name_every_family():
-  assert set(OPTIONS) == set(models.FAMILIES)
+  assert {*OPTIONS, 'hope', 'hope_attention'} == set(models.FAMILIES)
   assert [config(name).name for name in OPTIONS] == list(OPTIONS)
 
 
@@ -119,7 +120,7 @@ def test_family_has_a_state_of_constant_size(name):
     for length in (64, 4096)
     for state in [jax.eval_shape(lambda length=length: model.init_state(1, length))]
   ]
-  grows = name in ('transformer', 'hope_attention')
+  grows = name == 'transformer'
   assert (sizes[1] > 10 * sizes[0]) if grows else sizes[1] == sizes[0]
 
 
