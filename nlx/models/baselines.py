@@ -295,7 +295,7 @@ def titans_mag(**options: Any) -> LanguageModelConfig:
 def titans_mal(**options: Any) -> LanguageModelConfig:
   """Titans, memory as a layer before sliding-window attention.
 
-  Options as for `titans_mag`. Ours: both are residual and have a norm before them.
+  Options as for `titans_mag`. Ours: each is added to the stream and has a norm before it.
 
   References:
     Behrouz et al., Titans, arXiv 2501.00663, Sec. 4.3.

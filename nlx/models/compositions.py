@@ -77,11 +77,12 @@ class SeriesConfig:
 
   Attributes:
     parts: The mixers, first to last.
-    norm_epsilon: Under the root of the norms between them.
+    norm_epsilon: Under the root of their norms.
   """
 
   parts: tuple[MixerConfig, ...]
   norm_epsilon: float = 1e-6
+  residual = True  # A block neither norms its input nor adds it.
 
   def __post_init__(self):
     _check_parts(self.parts, 1)
@@ -112,12 +113,12 @@ class SeriesConfig:
 
 
 class Series(nnx.Module):
-  """Several mixers as one, [B, T, D] to [B, T, D]; norms are between the parts, not before."""
+  """Several mixers as one, from a residual stream [B, T, D] to what it is after all of them."""
 
   def __init__(self, config: SeriesConfig, *, rngs: nnx.Rngs):
     self.parts = nnx.List([part.make(rngs=rngs) for part in config.parts])
     norm = {'epsilon': config.norm_epsilon, 'dtype': config.param_dtype}
-    self.norms = nnx.List([RMSNorm(config.model_dim, **norm) for _ in config.parts[1:]])
+    self.norms = nnx.List([RMSNorm(config.model_dim, **norm) for _ in config.parts])
 
   def init_state(self, batch_size: int, max_length: int | None = None) -> tuple:
     """The states of all parts."""
@@ -126,7 +127,7 @@ class Series(nnx.Module):
   def __call__(
     self, x: jax.Array, state: tuple, num_valid: jax.Array | None = None
   ) -> tuple[jax.Array, tuple]:
-    """Reads from a boundary: x [B, T, D], normed, to what all parts add to it."""
+    """Reads from a boundary: the stream x [B, T, D] before and after all parts."""
     return self._through(x, state, lambda part, *args: part(*args, num_valid))
 
   def step(self, x: jax.Array, state: tuple) -> tuple[jax.Array, tuple]:
@@ -134,13 +135,12 @@ class Series(nnx.Module):
     return self._through(x, state, lambda part, *args: part.step(*args))
 
   def _through(self, x, state, mix):
-    total, first = mix(self.parts[0], x, state[0])
-    states = [first]
-    for norm, part, part_state in zip(self.norms, self.parts[1:], state[1:], strict=True):
-      out, part_state = mix(part, norm(x + total), part_state)
-      total += out
+    states = []
+    for norm, part, part_state in zip(self.norms, self.parts, state, strict=True):
+      out, part_state = mix(part, norm(x), part_state)
+      x += out
       states.append(part_state)
-    return total, tuple(states)
+    return x, tuple(states)
 
   def level_infos(self) -> list[LevelInfo]:
     """The levels of all parts."""
@@ -252,6 +252,8 @@ def _check_parts(parts: Sequence[MixerConfig], least: int) -> None:
   """Raises ValueError unless the mixers fit together."""
   if len(parts) < least:
     raise ValueError(f'`parts` must be at least {least} mixers, got {len(parts)}.')
+  if any(getattr(part, 'residual', False) for part in parts):
+    raise ValueError('`parts` must not be series: give their parts instead.')
   widths = {part.model_dim for part in parts}
   if len(widths) > 1:
     raise ValueError(f'mixers must have one `model_dim`, got {sorted(widths)}.')

@@ -14,9 +14,10 @@ from nlx.levels import META_GRADIENTS
 class MixerConfig(Protocol):
   """What a sequence mixer is made of; `nlx.memories` and `nlx.models` have several.
 
-  Its module maps [B, T, D] to [B, T, D]: `init_state(batch_size, max_length)`, `__call__(x, state,
-  num_valid=None)` from a boundary, `step(x, state)` of one token anywhere, and `level_infos()` and
-  `level_states(state)` for tables.
+  Its module maps [B, T, D] to [B, T, D], from a normed input to what is added to the stream, or, if
+  it says that it is `residual`, from the stream to the stream. It has `init_state(batch_size,
+  max_length)`, `__call__(x, state, num_valid=None)` from a boundary, `step(x, state)` of one token
+  anywhere, and `level_infos()` and `level_states(state)` for tables.
   """
 
   @property

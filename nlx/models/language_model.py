@@ -35,11 +35,13 @@ class Block(nnx.Module):
 
 
 class Mixer(nnx.Module):
-  """x + mixer(norm(x)), where the mixer is a memory of any kind."""
+  """x + mixer(norm(x)), where the mixer is a memory of any kind, or a series of them."""
 
   def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
-    self.norm = RMSNorm(config.model_dim, epsilon=config.norm_epsilon, dtype=config.param_dtype)
     self.memory: Any = config.mixer.make(rngs=rngs)
+    self.residual = getattr(config.mixer, 'residual', False)
+    if not self.residual:
+      self.norm = RMSNorm(config.model_dim, epsilon=config.norm_epsilon, dtype=config.param_dtype)
 
   def init_state(self, batch_size: int, max_length: int | None) -> Any:
     """The state before the first token."""
@@ -47,12 +49,16 @@ class Mixer(nnx.Module):
 
   def __call__(self, x, state, num_valid=None):
     """From the start of a base chunk: x [B, C, D] and state to x and state."""
-    mixed, state = self.memory(self.norm(x), state, num_valid)
-    return x + mixed, state
+    return self._around(x, lambda x: self.memory(x, state, num_valid))
 
   def step(self, x, state):
     """One token x [B, 1, D], anywhere in a chunk."""
-    mixed, state = self.memory.step(self.norm(x), state)
+    return self._around(x, lambda x: self.memory.step(x, state))
+
+  def _around(self, x, mix):
+    if self.residual:
+      return mix(x)
+    mixed, state = mix(self.norm(x))
     return x + mixed, state
 
 

@@ -1,5 +1,6 @@
 """Mixers made of mixers, and Titans' memory as a context, against their formulas."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from tests.memories.reference_mixer import (
   unit,
   value,
 )
+from tests.models import problems
 
 # A window that is shorter than the text, and a text that ends inside a chunk.
 BATCH, LENGTH, CHUNK, HEADS, WIDTH, HIDDEN, WINDOW, PERSISTENT = 2, 11, 4, 2, 4, 5, 3, 2
@@ -88,25 +90,28 @@ def test_feed_forward_is_swiglu():
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('name', ['samba', 'titans_mal'])
-def test_series_adds_its_parts_in_order_with_norms_between_them(name):
-  """Without a norm before the first, and without x itself, which the layer around it has."""
-  series, x = layer(name), inputs()
-  first, *rest = series.parts
-  stream = x + outputs(first, x)
-  for part, norm in zip(rest, series.norms, strict=True):
+def test_series_adds_its_parts_to_the_stream_in_order(name):
+  """Each reads the stream through a norm."""
+  series, stream = layer(name), inputs()
+  for part, norm in zip(series.parts, series.norms, strict=True):
     stream = stream + outputs(part, rms_norm(stream, value(norm.scale)))
-  assert_close(outputs(series, x), stream - x)
+  assert_close(outputs(series, inputs()), stream)
 
 
-@pytest.mark.usefixtures('float64')
-def test_series_of_one_part_is_that_part():
-  series = double(SeriesConfig((FeedForwardConfig(DIM, HIDDEN, **DOUBLE),)))
-  np.testing.assert_array_equal(outputs(series, inputs()), outputs(series.parts[0], inputs()))
+def test_model_of_a_series_of_one_part_is_that_of_the_part():
+  part = AttentionConfig(SIZES['model_dim'], SIZES['num_heads'])
+  plain = models.transformer(**SIZES)
+  series = dataclasses.replace(plain, mixer=SeriesConfig((part,)))
+  text = problems.tokens(length=3) % SIZES['vocab_size']
+  got, expected = (
+    problems.call(config)(text, problems.fresh(config))[0] for config in (series, plain)
+  )
+  np.testing.assert_array_equal(got, expected)
 
 
 def test_series_norms_have_its_epsilon():
   made = nnx.eval_shape(lambda: config('samba', norm_epsilon=1e-3).make(rngs=nnx.Rngs(0)))
-  assert [norm.epsilon for norm in made.norms] == [1e-3, 1e-3]
+  assert [norm.epsilon for norm in made.norms] == [1e-3, 1e-3, 1e-3]
 
 
 def test_samba_is_a_scan_an_mlp_attention_with_a_window_and_an_mlp():
@@ -246,6 +251,10 @@ def test_titans_mac_is_the_memory_of_titans_as_a_context():
     (lambda: FeedForwardConfig(0, 4), '`model_dim` must be an integer of at least 1, got 0'),
     (lambda: FeedForwardConfig(4, 0), '`hidden` must be an integer of at least 1, got 0'),
     (lambda: SeriesConfig(()), '`parts` must be at least 1 mixers, got 0'),
+    (
+      lambda: SeriesConfig((SeriesConfig((FEED_FORWARD,)), FEED_FORWARD)),
+      '`parts` must not be series',
+    ),
     (
       lambda: SeriesConfig((FEED_FORWARD, FeedForwardConfig(2 * DIM, HIDDEN))),
       r'mixers must have one `model_dim`, got \[8, 16\]',
