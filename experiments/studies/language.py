@@ -33,13 +33,14 @@ class Sizes(NamedTuple):
   steps: int = 100
   seeds: tuple[int, ...] = (0, 1, 2)
   contenders: tuple[str, ...] | None = None  # All if None.
+  tries: int = 3  # Learning rates of each optimizer.
   turns: int = 7  # Timed steps of each optimizer.
 
 
 Rates = tuple[float, float, float]
 
 FULL = Sizes()
-SMOKE = Sizes(('transformer-smoke',), 2, (0,), ('delta_momentum',), turns=1)
+SMOKE = Sizes(('transformer-smoke',), 2, (0,), ('delta_momentum',), tries=1, turns=1)
 # The rates at which each optimizer is tried, by family: about three times the one before, around
 # the best of a first look.
 RATES: dict[str, dict[str, Rates]] = {
@@ -127,7 +128,7 @@ def run(sizes: Sizes) -> Found:
 
 def tune(sizes: Sizes, model: str, name: str) -> tuple[float, list[Run]]:
   """Returns the best learning rate and its runs, one for each seed."""
-  rates = RATES[_family(model)][name]
+  rates = RATES[_family(model)][name][: sizes.tries]
   tried = {rate: remember(sizes, model, name, rate, sizes.seeds[0]) for rate in rates}
   best = min(tried, key=lambda rate: tried[rate].train_loss)
   rest = [remember(sizes, model, name, best, seed) for seed in sizes.seeds[1:]]
