@@ -1,6 +1,6 @@
 """Measures speed and memory, and leaves the numbers in experiments/results/bench.json.
 
-  python -m experiments.bench [--only=nest,memory,layer,models,families,decode,optimizers] [--smoke]
+  python -m experiments.bench [--only=nest,memory,layer,models,families,mixers,decode,optimizers] [--smoke]
 
 Takes minutes: compilation is measured, so nothing is taken from a cache.
 """

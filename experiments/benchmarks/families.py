@@ -19,9 +19,8 @@ CAPTION = (
   'All models of `experiments/configs/lm.py` at size tiny, with equal numbers of parameters. '
   '`train` is tokens per second of a whole training step, loss, gradient and AdamW, on one '
   'sequence of so many tokens, and `mib` its peak of temporary buffers; `exponent` is the slope of '
-  'log time against log length, and `mixer exponent` that of the forward pass of one mixer alone '
-  'between the two longest. `decode` is tokens per second of one stream, token by token, of which '
-  'so many tokens were read, and learned from, before; `state mib` is what the stream carries then.'
+  'log time against log length. `decode` is tokens per second of one stream, written greedily token '
+  'by token, of which so many tokens were written before; `state mib` is what it carries then.'
 )
 
 
@@ -46,8 +45,7 @@ def measure(sizes: Sizes) -> list[dict[str, Any]]:
   """Returns one record for each model."""
   rows = []
   for family in sizes.families:
-    parts = (_train(sizes, family), _mixer(sizes, family), _decode(sizes, family))
-    rows.append({'model': family} | parts[0] | parts[1] | parts[2])
+    rows.append({'model': family, **_train(sizes, family), **_decode(sizes, family)})
     jax.clear_caches()
     print(rows[-1], flush=True)
   return rows
@@ -75,23 +73,6 @@ def _train(sizes: Sizes, family: str) -> dict[str, Any]:
 def _turns(sizes: Sizes, length: int) -> int:
   """Returns how often to time what reads `length` tokens: less often what takes longer."""
   return max(1, round(sizes.repeats * math.sqrt(sizes.lengths[0] / length)))
-
-
-def _mixer(sizes: Sizes, family: str) -> dict[str, Any]:
-  config = common.make_model_config(lm.get_config(f'{family}-{sizes.size}').model, vocab_size=256)
-  graph, params = nnx.split(config.mixer.make(rngs=nnx.Rngs(0)), nnx.Param)
-
-  def read(params, x):
-    layer = nnx.merge(graph, params)
-    return layer(x, layer.init_state(1))[0]
-
-  calls = []
-  for length in sizes.lengths[-2:]:
-    x = jax.random.normal(jax.random.key(0), (1, length, config.model_dim))
-    calls.append(functools.partial(timing.compiled(jax.jit(read), params, x).call, params, x))
-  first, second = timing.medians(calls, sizes.repeats)
-  slope = math.log(second / first) / math.log(sizes.lengths[-1] / sizes.lengths[-2])
-  return {'mixer_exponent': slope}
 
 
 def _decode(sizes: Sizes, family: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-SECTIONS = ('nest', 'memory', 'layer', 'models', 'families', 'decode', 'optimizers')
+SECTIONS = ('nest', 'memory', 'layer', 'models', 'families', 'mixers', 'decode', 'optimizers')
 
 
 def measure(name: str, *, smoke: bool = False) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 import functools
 import json
+import math
 import subprocess
 import sys
 
@@ -97,6 +98,11 @@ def test_families_have_a_row_with_every_length_and_context():
   (row,) = rows_of('families')
   assert row['model'] == 'linear_attention'
   assert {'train_64', 'mib_128', 'decode_8', 'decode_16', 'exponent', 'state_mib'} <= set(row)
+
+
+def test_mixers_have_an_exponent():
+  (row,) = rows_of('mixers')
+  assert row['exponent'] == pytest.approx(math.log2(row['ms_128'] / row['ms_64']))
 
 
 def test_medians_take_turns_after_a_warm_one():
