@@ -1,8 +1,8 @@
 """Measures speed and memory, and leaves the numbers in experiments/results/bench.json.
 
-  python -m experiments.bench [--only=nest,memory,layer,models,families,mixers,decode,optimizers] [--smoke]
+  python -m experiments.bench [--only=nest,memory,layer,models,families,mixers,decode,optimizers]
 
-Takes minutes: compilation is measured, so nothing is taken from a cache.
+With `--smoke` it measures toys and writes nothing. Takes minutes: compilation is measured, so nothing is taken from a cache.
 """
 
 import pathlib

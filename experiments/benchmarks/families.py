@@ -19,8 +19,8 @@ CAPTION = (
   'All models of `experiments/configs/lm.py` at size tiny, with equal numbers of parameters. '
   '`train` is tokens per second of a whole training step, loss, gradient and AdamW, on one '
   'sequence of so many tokens, and `mib` its peak of temporary buffers; `exponent` is the slope of '
-  'log time against log length. `decode` is tokens per second of one stream, written greedily token '
-  'by token, of which so many tokens were written before; `state mib` is what it carries then.'
+  'log time against log length. `decode` is tokens per second of one stream, written greedily, '
+  'of which so many tokens were written before; `state mib` is what it carries then.'
 )
 
 
