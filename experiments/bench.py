@@ -2,7 +2,8 @@
 
   python -m experiments.bench [--only=nest,memory,layer,models,families,mixers,decode,optimizers]
 
-With `--smoke` it measures toys and writes nothing. Takes minutes: compilation is measured, so nothing is taken from a cache.
+With `--smoke` it measures toys and writes nothing. All together take half an hour: compilation is
+measured, so nothing is taken from a cache.
 """
 
 import pathlib

@@ -13,8 +13,8 @@ from experiments.configs import lm
 
 CAPTION = (
   'Forward pass of one mixer alone, of every model at size tiny, on one sequence of so many '
-  'tokens; each length is timed by itself. `exponent` is the slope of log time against log length: 1 for '
-  'what reads in linear time, 2 for full attention.'
+  'tokens; each length is timed by itself. `exponent` is the slope of log time against log '
+  'length: 1 for what reads in linear time, 2 for full attention.'
 )
 
 
