@@ -2,9 +2,11 @@
 
 import os
 
-# One thread per operation: the workers of pytest-xdist already fill the cores. Set for single
-# runs too, because compiled programs are cached by these flags.
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false'
+# One thread per operation: the workers of pytest-xdist already fill the cores. Quick compilation,
+# which is what most tests wait for. Set for single runs too, because compiled programs are cached
+# by these flags.
+FLAGS = '--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'
 for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
   os.environ.setdefault(name, '1')
 # JAX_PLATFORMS=cuda runs the suite on a GPU instead.
