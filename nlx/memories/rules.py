@@ -112,6 +112,9 @@ def dgd(
   Returns:
     The rule.
 
+  Raises:
+    ValueError: If `span` is smaller than 1.
+
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 54-57, 93 and App. C. The paper
     assumes ||x|| = 1.
@@ -144,6 +147,9 @@ def gradient(
 
   Returns:
     The rule.
+
+  Raises:
+    ValueError: If `span` is smaller than 1.
 
   References:
     Behrouz et al., Titans, arXiv 2501.00663, Eqs. 9-14; Miras, arXiv 2504.13173, Secs. 4-5.
@@ -228,7 +234,7 @@ def omega(
     The rule.
 
   Raises:
-    ValueError: If `window` is smaller than 1 or `orthogonal` is negative.
+    ValueError: If `window` or `span` is smaller than 1, or `orthogonal` is negative.
 
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eq. 68; Atlas, arXiv 2505.23735.

@@ -68,6 +68,8 @@ def linear_attention(**options: Any) -> LanguageModelConfig:
 def retnet(**options: Any) -> LanguageModelConfig:
   """RetNet, the Hebbian rule with a fixed decay per head: W_t = gamma_h W_{t-1} + v_t k_t^T.
 
+  Ours: plain rotary positions instead of xPos.
+
   References:
     Sun et al., RetNet, arXiv 2307.08621.
   """
@@ -217,7 +219,8 @@ def titans(**options: Any) -> LanguageModelConfig:
 def moneta(**options: Any) -> LanguageModelConfig:
   """Moneta: an MLP memory that lowers an L3 error under L4 retention.
 
-  The option `memory_hidden` is F of the memory.
+  The option `memory_hidden` is F of the memory. Ours: the norm that divides is at least 1, see
+  `nlx.memories.lq_retention`.
 
   References:
     Behrouz et al., Miras, arXiv 2504.13173, Sec. 5.

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from nlx import memories, models
 from nlx.memories.mixer import MemoryConfig
 from nlx.memories.self_modifying import ROLES, SelfModifyingConfig
-from tests.compiling import quick_jit
+from tests.compiling import quick_jit, quick_make
 from tests.models import problems
 
 DIM, HEADS, WIDTH, HIDDEN, CHUNK, LENGTH = 16, 2, 8, 6, 4, 13
@@ -20,13 +19,6 @@ DOUBLE = {'dtype': jnp.float64, 'param_dtype': jnp.float64}
 
 def inputs():
   return jax.random.normal(jax.random.key(3), (2, LENGTH, DIM), jnp.float64)
-
-
-def make(config, seed=0):
-  """A layer with random parameters."""
-  create = lambda: config.make(rngs=nnx.Rngs(seed))  # noqa: E731
-  params = quick_jit(lambda: nnx.state(create()))()
-  return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), params)
 
 
 @quick_jit
@@ -46,14 +38,14 @@ def titans():
     unit_values=True,
     **DOUBLE,
   )
-  return make(config)
+  return quick_make(config)
 
 
 @functools.cache
 def self_modifying(chunk, own_targets):
   """Whose roles are the identity: W1 = 0."""
   config = SelfModifyingConfig(DIM, HEADS, HIDDEN, CHUNK, chunk, own_targets=own_targets, **DOUBLE)
-  layer = make(config, seed=2)
+  layer = quick_make(config)
   layer.role_weights['w1'][...] *= 0
   return layer
 
@@ -155,7 +147,7 @@ def ttt_reference(layer, x, activation):
 def test_ttt_is_what_its_paper_prints(name):
   sizes = {'vocab_size': 2, 'model_dim': WIDTH, 'num_layers': 1, 'num_heads': 1}
   options = {'chunk_size': CHUNK, 'conv_width': 0, 'output_gate': False, **DOUBLE}
-  layer = make(models.FAMILIES[name](**sizes, **options).mixer)
+  layer = quick_make(models.FAMILIES[name](**sizes, **options).mixer)
   layer.rate_offsets[...] += jnp.arange(CHUNK) / 10
   layer.inner_offset[...] += 0.1
   for weight in layer.weights.values():
