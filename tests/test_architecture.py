@@ -13,7 +13,8 @@ MAX_FUNCTION_LINES = 60
 
 # Each package of nlx and the packages of nlx that it may import, besides itself.
 MAY_IMPORT = {'core': set(), 'levels': {'core'}, 'memories': {'core', 'levels'}}
-MAY_IMPORT['cms'] = MAY_IMPORT['optim'] = {'core', 'levels', 'memories'}
+MAY_IMPORT['optim'] = {'core', 'levels', 'memories'}
+MAY_IMPORT['cms'] = MAY_IMPORT['optim'] | {'optim'}
 MAY_IMPORT['parallel'] = {'core', 'levels'}
 MAY_IMPORT['models'] = {'core', 'levels', 'memories', 'cms', 'parallel'}
 MAY_IMPORT['data'] = {'core'}

@@ -132,7 +132,7 @@ def _parameters(config: models.LanguageModelConfig, tied: bool) -> list[_Paramet
   """Every parameter of Transformer++ and its tensors, in the layout of [out, in] matrices."""
   mixer = config.mixer
   assert isinstance(mixer, AttentionConfig)
-  vocab, dim, hidden = config.vocab_size, config.model_dim, config.cms_hidden
+  vocab, dim, hidden = config.vocab_size, config.model_dim, config.cms.hidden
   queries, shared = mixer.num_heads * mixer.key_dim, mixer.kv_heads * mixer.key_dim
   attention, mlp = 'model.layers.{}.self_attn.', 'model.layers.{}.mlp.'
   projections = {f'{attention}q_proj.weight': queries}
@@ -289,7 +289,7 @@ def _write_config(config: models.LanguageModelConfig, dtype: Any, max_length: in
     'model_type': 'llama',
     'vocab_size': config.vocab_size,
     'hidden_size': config.model_dim,
-    'intermediate_size': config.cms_hidden,
+    'intermediate_size': config.cms.hidden,
     'num_hidden_layers': config.num_layers,
     'num_attention_heads': mixer.num_heads,
     'num_key_value_heads': mixer.kv_heads,
@@ -319,10 +319,10 @@ def _full_attention(config: models.LanguageModelConfig) -> AttentionConfig:
     raise ValueError(f'`model` must have full attention, got a window of {mixer.window} tokens.')
   if mixer.num_persistent:
     raise ValueError(f'`model` must have no persistent tokens, got {mixer.num_persistent}.')
-  if config.cms_periods != (0,):
+  if config.cms.periods != (0,):
     raise ValueError(
-      f'`model` must have one MLP that does not learn in context, cms_periods (0,), '
-      f'got {config.cms_periods}.'
+      f'`model` must have one MLP that does not learn in context, cms.periods (0,), '
+      f'got {config.cms.periods}.'
     )
   if config.model_dim % mixer.num_heads:
     raise ValueError(

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from nlx import core
-from nlx.levels.periodic import PeriodicLevel, PeriodicState, Weighted
+from nlx.levels.nested import own, restart_faster, signals_for
+from nlx.levels.periodic import PeriodicLevel, PeriodicState
 
 META_GRADIENTS = ('full', 'first', 'detached')
 
@@ -33,23 +34,52 @@ Cell = Callable[[Any, tuple, Any, Any], tuple[jax.Array, jax.Array, Any, Any]]
 Run = Callable[..., NestResult]
 
 
-def gradient_step(cell: Cell, slow, fast, carry, x):
-  """One base chunk: the cell's results, and the gradient of its summed loss for every fast weight.
+def read_weights(levels: Sequence[PeriodicLevel], states: Sequence[PeriodicState]) -> tuple:
+  """The weights of each level that the network computes with."""
+  return tuple(own(level.read(state)) for level, state in zip(levels, states, strict=True))
+
+
+def gradient_step(cell: Cell, levels: Sequence[PeriodicLevel], slow, states, carry, x):
+  """One base chunk: the cell's results, and the gradient of its summed loss for every level.
 
   One backward pass serves all levels.
 
   Returns:
-    `(loss, count, carry, outputs), Weighted(gradients, count)`.
+    `(loss, count, carry, outputs)` and a `Weighted` signal for each level.
   """
 
   def summed(fast):
     loss, count, new_carry, outputs = cell(slow, fast, carry, x)
     return jnp.sum(loss), (loss, count, new_carry, outputs)
 
+  fast = read_weights(levels, states)
   if not fast:
     return summed(fast)[1], ()
   gradients, results = jax.grad(summed, has_aux=True)(fast)
-  return results, tuple(Weighted(gradient, results[1]) for gradient in gradients)
+  weights = [level.read(state) for level, state in zip(levels, states, strict=True)]
+  return results, signals_for(weights, gradients, results[1])
+
+
+def advance(
+  levels: Sequence[PeriodicLevel], states: Sequence[PeriodicState], signals: Sequence, ticks: int
+) -> tuple[PeriodicState, ...]:
+  """Gathers the signals of one base chunk of `ticks`, and updates every level that is due.
+
+  For a stream, whose periods may end anywhere; `nest` knows where they end.
+  """
+  gathered = zip(levels, states, signals, strict=True)
+  states = tuple(level.gather(state, signal, ticks) for level, state, signal in gathered)
+  for i, level in enumerate(levels):
+    due = states[i].count >= level.period
+    flush = lambda states, i=i: _updated(levels, states, i, lambda state: state)  # noqa: E731
+    states = jax.lax.cond(due, flush, lambda states: states, states)
+  return states
+
+
+def _updated(levels, states, i, cut):
+  """The states after level i was updated and its new state was passed through `cut`."""
+  state = cut(levels[i].flush(states[i]))
+  return restart_faster(levels, (*states[:i], state, *states[i + 1 :]), i)
 
 
 def nest(
@@ -70,7 +100,8 @@ def nest(
 
   Args:
     levels: Fastest first; each period a multiple of the one before. Their signals are `Weighted`
-      gradients.
+      gradients. A level whose weights are `Nested` also learns the initial weights of the next
+      faster level, which restarts from them when the slower period ends.
     cell: `(slow, fast, carry, x) -> (loss, count, carry, outputs)`, the whole network on one base
       chunk. `fast` is a tuple with the weights of each level; `loss` and `count` are sums, scalar
       or per sequence [B].
@@ -90,7 +121,7 @@ def nest(
     ValueError: If periods do not divide each other or `meta` is unknown.
 
   References:
-    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Defs. 3-7, Eqs. 70-71.
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Defs. 3-7, Eqs. 70-72.
   """
   base = _validated_chunk(levels, chunk, meta, truncate)
   per_update = tuple(level.period // base for level in levels)
@@ -169,8 +200,7 @@ def _whole_periods(system, i, slow, live, xs):
 def _one_chunk(system, slow, live, indexed):
   """Runs the cell on one base chunk and gathers its gradients; no level is updated."""
   _, x = indexed
-  fast = tuple(level.read(s) for level, s in zip(system.levels, live.states, strict=True))
-  results, signals = gradient_step(system.cell, slow, fast, live.carry, x)
+  results, signals = gradient_step(system.cell, system.levels, slow, live.states, live.carry, x)
   loss, count, carry, outputs = results
   if system.meta == 'first':
     signals = jax.lax.stop_gradient(signals)
@@ -183,13 +213,16 @@ def _one_chunk(system, slow, live, indexed):
 
 def _flush(system, i, live, xs):
   """Updates level i after the chunks `xs`, which end its period."""
-  state = system.levels[i].flush(live.states[i])
-  if system.meta == 'detached':
-    state = jax.lax.stop_gradient(state)
-  elif system.truncate is not None:
+
+  def cut(state):
+    if system.meta == 'detached':
+      return jax.lax.stop_gradient(state)
+    if system.truncate is None:
+      return state
     updates = (xs[0][-1] + 1) // system.per_update[i]
-    state = core.select(updates % system.truncate == 0, jax.lax.stop_gradient(state), state)
-  return live._replace(states=(*live.states[:i], state, *live.states[i + 1 :]))
+    return core.select(updates % system.truncate == 0, jax.lax.stop_gradient(state), state)
+
+  return live._replace(states=_updated(system.levels, live.states, i, cut))
 
 
 def _validated_chunk(levels, chunk, meta, truncate) -> int:

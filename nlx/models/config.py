@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nlx import core
+from nlx.cms import CMSConfig
 from nlx.levels import META_GRADIENTS
 
 
@@ -47,15 +48,10 @@ class LanguageModelConfig:
   Attributes:
     name: Of the family, for tables.
     mixer: What mixes tokens, such as a `SelfModifyingConfig`.
+    cms: The MLP blocks after it, of the same width. The first period that is not 0 is a multiple of
+      the mixer's chunks.
     vocab_size: Number of token ids.
-    model_dim: D.
     num_layers: L.
-    cms_periods: Tokens between in-context updates of each MLP block, in the order in which x passes
-      them; 0 for a block that never changes inside a sequence. Each non-zero period is a multiple
-      of the one before, the first of the mixer's chunks.
-    cms_hidden: F of each MLP block.
-    cms_rate: Initial inner learning rate of blocks that learn in context.
-    cms_max_norm: Norm to which inner gradients are clipped.
     meta: How the outer gradient passes inner updates, see `nlx.levels.nest`.
     truncate: Cut it at every n-th update of a level; None for never.
     remat: Whether the backward pass recomputes every base chunk of blocks that learn in context
@@ -68,13 +64,9 @@ class LanguageModelConfig:
 
   name: str
   mixer: MixerConfig
+  cms: CMSConfig
   vocab_size: int
-  model_dim: int
   num_layers: int
-  cms_periods: tuple[int, ...]
-  cms_hidden: int
-  cms_rate: float = 0.1
-  cms_max_norm: float = 1.0
   meta: str = 'full'
   truncate: int | None = None
   remat: bool = True
@@ -84,20 +76,18 @@ class LanguageModelConfig:
 
   def __post_init__(self):
     core.check_choice('meta', self.meta, META_GRADIENTS)
-    for name in ('vocab_size', 'model_dim', 'num_layers', 'cms_hidden'):
+    for name in ('vocab_size', 'num_layers'):
       core.check_positive(name, getattr(self, name))
-    for name in ('cms_rate', 'cms_max_norm', 'norm_epsilon'):
-      core.check_above_zero(name, getattr(self, name))
-    if self.mixer.model_dim != self.model_dim:
+    core.check_above_zero('norm_epsilon', self.norm_epsilon)
+    if self.mixer.model_dim != self.cms.model_dim:
       raise ValueError(
-        f'`mixer.model_dim` must be the `model_dim` {self.model_dim}, got {self.mixer.model_dim}.'
+        f'`cms.model_dim` must be the `mixer.model_dim` {self.mixer.model_dim}, '
+        f'got {self.cms.model_dim}.'
       )
-    if not self.cms_periods or any(period < 0 for period in self.cms_periods):
-      raise ValueError(
-        f'`cms_periods` must name at least one block, each of 0 or more tokens, '
-        f'got {self.cms_periods}.'
-      )
-    self._check_periods()
+    if self.in_context_periods:
+      chunk, period = self.mixer.alignment, self.in_context_periods[0]
+      name = f'cms.periods[{self.cms.periods.index(period)}]'
+      core.check_divides('chunk of the mixer', chunk, name, period)
     fused = _implementations(self.mixer) - {'xla'}
     if self.in_context_periods and fused:
       raise ValueError(
@@ -105,19 +95,15 @@ class LanguageModelConfig:
         f'gradients are differentiated again, got {fused.pop()!r}.'
       )
 
-  def _check_periods(self):
-    periods = self.in_context_periods
-    if len(set(periods)) < len(periods):
-      raise ValueError(f'`cms_periods` must differ unless 0, got {self.cms_periods}.')
-    names = [f'cms_periods[{self.cms_periods.index(period)}]' for period in periods]
-    chunks, names = (self.mixer.alignment, *periods), ['chunk of the mixer', *names]
-    for i in range(1, len(chunks)):
-      core.check_divides(names[i - 1], chunks[i - 1], names[i], chunks[i])
+  @property
+  def model_dim(self) -> int:
+    """D."""
+    return self.mixer.model_dim
 
   @property
   def in_context_periods(self) -> tuple[int, ...]:
     """Periods of the blocks that learn in context, fastest first."""
-    return tuple(period for period in self.cms_periods if period)
+    return self.cms.in_context_periods
 
   @property
   def base_chunk(self) -> int:

@@ -9,7 +9,7 @@ def level_infos(model) -> list[LevelInfo]:
   config = model.config
   infos = _memories(model)
   blocks = model.blocks.cms.blocks
-  learning = [block for block, period in zip(blocks, config.cms_periods, strict=True) if period]
+  learning = [block for block, period in zip(blocks, config.cms.periods, strict=True) if period]
   for period, block in zip(config.in_context_periods, learning, strict=True):
     infos.append(
       LevelInfo(
@@ -17,7 +17,7 @@ def level_infos(model) -> list[LevelInfo]:
         period=period,
         unit='token',
         objective='next-token loss',
-        rule='clipped gradient descent, learned rate',
+        rule=f'clipped {config.cms.rule.name}, learned rate',
         parameters=core.tree_size(block.weights()),
         transfer='gradient, initial state',
       )

@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Any
 
+from nlx.cms import CMSConfig
 from nlx.memories.attention import AttentionConfig
 from nlx.memories.self_modifying import SelfModifyingConfig
 from nlx.models.config import LanguageModelConfig, MixerConfig
 
-_SHARED = ('model_dim', 'dtype', 'param_dtype')
+_DTYPES = ('dtype', 'param_dtype')
+_SHARED = ('model_dim', *_DTYPES)
 
 
 def split_options(config_class: type, options: dict[str, Any]) -> tuple[dict, dict]:
@@ -36,7 +38,8 @@ def around(
     mixer: What mixes tokens.
     mlp_hidden: F of the MLP; 8 D / 3, rounded up to a multiple of 32, if not given. `cms_hidden` is
       another name of it.
-    **options: Fields of `LanguageModelConfig`.
+    **options: Fields of `LanguageModelConfig`, and those of its `CMSConfig` as `cms_periods`,
+      `cms_form` and so on.
 
   Returns:
     The configuration.
@@ -44,13 +47,17 @@ def around(
   Raises:
     ValueError: If both names are given.
   """
-  hidden = options.pop('cms_hidden', None)
+  options.pop('model_dim', None)  # That of the mixer.
+  own = {name: options.pop(name) for name in tuple(options) if name.startswith('cms_')}
+  hidden = own.pop('cms_hidden', None)
   if hidden is not None and mlp_hidden is not None:
     raise ValueError(f'give `mlp_hidden` or `cms_hidden`, got both: {mlp_hidden} and {hidden}.')
   hidden = mlp_hidden if hidden is None else hidden
   hidden = -(-8 * mixer.model_dim // 96) * 32 if hidden is None else hidden
-  options = {'cms_periods': (0,), 'cms_hidden': hidden, **options}
-  return LanguageModelConfig(name=name, mixer=mixer, **options)
+  shared = {name: options[name] for name in ('norm_epsilon', *_DTYPES) if name in options}
+  fields = {'periods': (0,), **{name.removeprefix('cms_'): value for name, value in own.items()}}
+  cms = CMSConfig(model_dim=mixer.model_dim, hidden=hidden, **fields, **shared)
+  return LanguageModelConfig(name=name, mixer=mixer, cms=cms, **options)
 
 
 def hope(
@@ -82,7 +89,8 @@ def hope(
     memory_hidden: F of the memories.
     remat: Whether the backward pass recomputes every base chunk from its start; every projection
       chunk without in-context levels.
-    **options: Other fields of `LanguageModelConfig` and `SelfModifyingConfig`.
+    **options: Other fields of `LanguageModelConfig` and `SelfModifyingConfig`, and of `CMSConfig`
+      with `cms_` before their names.
 
   Returns:
     The configuration, for `nlx.models.create`.
@@ -133,7 +141,8 @@ def hope_attention(
     num_heads: H.
     cms_periods: Periods of the MLP blocks in tokens, 0 for never.
     cms_hidden: F of each block; D if not given.
-    **options: Other fields of `LanguageModelConfig` and `AttentionConfig`.
+    **options: Other fields of `LanguageModelConfig` and `AttentionConfig`, and of `CMSConfig` with
+      `cms_` before their names.
 
   Returns:
     The configuration, for `nlx.models.create`.
@@ -173,7 +182,8 @@ def transformer(
     num_layers: L.
     num_heads: H.
     mlp_hidden: F of the MLP; 8 D / 3, rounded up to a multiple of 32, if not given.
-    **options: Other fields of `LanguageModelConfig` and `AttentionConfig`.
+    **options: Other fields of `LanguageModelConfig` and `AttentionConfig`, and of `CMSConfig` with
+      `cms_` before their names.
 
   Returns:
     The configuration, for `nlx.models.create`.

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nlx import core
-from nlx.cms import SequentialCMS, in_context_level
+from nlx.cms import ContinuumMemory, in_context_levels, initial_weights
 from nlx.levels import LevelInfo, NestResult, PeriodicState, nest
 from nlx.memories.modules import Projection, RMSNorm
 from nlx.models import streaming
 from nlx.models.config import LanguageModelConfig
 from nlx.models.description import level_infos
-from nlx.models.streaming import Chunk, StreamState
+from nlx.models.streaming import Chunk, StreamState, Text
 
 
 class Block(nnx.Module):
@@ -22,16 +22,7 @@ class Block(nnx.Module):
 
   def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
     self.mixer = Mixer(config, rngs=rngs)
-    self.cms = SequentialCMS(
-      config.model_dim,
-      config.cms_hidden,
-      config.cms_periods,
-      config.cms_rate,
-      rngs=rngs,
-      norm_epsilon=config.norm_epsilon,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-    )
+    self.cms = ContinuumMemory(config.cms, rngs=rngs)
 
 
 class Mixer(nnx.Module):
@@ -156,14 +147,9 @@ class LanguageModel(nnx.Module):
 
   def levels(self) -> tuple:
     """The levels that learn in context, fastest first, at their learned rates."""
-    periods = self.config.in_context_periods
-    if not periods:
+    if not self.config.in_context_periods:
       return ()
-    rates = jnp.exp(self.blocks.cms.log_rates[...])
-    return tuple(
-      in_context_level(rates[:, i], period, self.config.cms_max_norm)
-      for i, period in enumerate(periods)
-    )
+    return in_context_levels(self.config.cms, self.blocks.cms.rates())
 
   def init_levels(self, batch_size: int) -> tuple[PeriodicState, ...]:
     """Fast weights of each level that learns in context: its slow weights, once per sequence."""
@@ -173,7 +159,7 @@ class LanguageModel(nnx.Module):
 
     graph, params = nnx.split(self.blocks.cms)
     initial = jax.vmap(lambda params: nnx.merge(graph, params).initial_weights())
-    weights = jax.tree.map(copies, initial(params))
+    weights = initial_weights(self.config.cms, jax.tree.map(copies, initial(params)))
     return tuple(level.init(w) for level, w in zip(self.levels(), weights, strict=True))
 
   def init_carry(self, batch_size: int, max_length: int | None = None) -> Carry:
@@ -306,7 +292,9 @@ class LanguageModel(nnx.Module):
       max_length += self.config.base_chunk  # The last chunk is padded.
     return streaming.init_stream(self, batch_size, max_length)
 
-  def __call__(self, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
+  def __call__(
+    self, tokens: jax.Array, state: StreamState, *, learns: jax.Array | bool = True
+  ) -> tuple[jax.Array, StreamState]:
     """Reads on from `state`, learning from every base chunk as it is completed.
 
     Any cut of a sequence into calls gives the outputs of one call.
@@ -314,17 +302,20 @@ class LanguageModel(nnx.Module):
     Args:
       tokens: [B, T] int32; one token per sequence is read in constant time.
       state: From `init_state` or an earlier call.
+      learns: Which tokens the blocks that learn in context take as targets, [B, T] or one for all.
+        Every token is read; memories and attention hold all that they read.
 
     Returns:
       Logits [B, T, vocab_size] for the token after each, and the new state.
     """
     chex.assert_rank(tokens, 2)
-    tokens = tokens.astype(jnp.int32)
+    learns = jnp.asarray(learns, jnp.float32).reshape(jnp.shape(learns) or (1, 1))
+    text = Text(tokens.astype(jnp.int32), jnp.broadcast_to(learns, tokens.shape))
     if self.config.base_chunk == 1:
-      return streaming.read_aligned(self, tokens, state)
+      return streaming.read_aligned(self, text, state)
     if tokens.shape[1] == 1:
-      return streaming.read_token(self, tokens, state)
-    return streaming.read_many(self, tokens, state)
+      return streaming.read_token(self, text, state)
+    return streaming.read_many(self, text, state)
 
 
 def _layer(tree, index):

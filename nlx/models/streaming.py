@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nlx.levels import PeriodicState, gradient_step
+from nlx import levels
+from nlx.levels import PeriodicState
 
 
 class StreamState(NamedTuple):
@@ -21,6 +22,7 @@ class StreamState(NamedTuple):
   start: Any  # mixer states at the start of the current base chunk
   live: Any  # mixer states after the last token
   buffer: jax.Array  # [B, C] tokens of the current base chunk
+  learns: jax.Array  # [B, C] float32: 1 where a token is learned from as a target, else 0
   phase: jax.Array  # int32 scalar: how many of them are filled
 
 
@@ -29,108 +31,125 @@ class Chunk(NamedTuple):
 
   tokens: jax.Array  # [B, C] int32
   targets: jax.Array  # [B, C] int32, the token after each
-  mask: jax.Array  # [B, C] float32: 0 where there is no target
+  mask: jax.Array  # [B, C] float32: 0 where there is no target to learn from
 
 
 def init_stream(model, batch_size: int, max_length: int | None) -> StreamState:
   """The state before the first token."""
   carry = model.init_carry(batch_size, max_length)
   size = model.config.base_chunk
-  buffer = jnp.zeros((batch_size, size), jnp.int32)
-  return StreamState(model.init_levels(batch_size), carry, carry, buffer, jnp.zeros((), jnp.int32))
+  return StreamState(
+    levels=model.init_levels(batch_size),
+    start=carry,
+    live=carry,
+    buffer=jnp.zeros((batch_size, size), jnp.int32),
+    learns=jnp.zeros((batch_size, size), jnp.float32),
+    phase=jnp.zeros((), jnp.int32),
+  )
 
 
-def read_weights(model, levels: tuple[PeriodicState, ...]) -> tuple:
+def read_weights(model, states: tuple[PeriodicState, ...]) -> tuple:
   """The fast weights of each level."""
-  return tuple(level.read(state) for level, state in zip(model.levels(), levels, strict=True))
+  return levels.read_weights(model.levels(), states)
 
 
-def read_token(model, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
+class Text(NamedTuple):
+  """Tokens to read, and what to make of them."""
+
+  tokens: jax.Array  # [B, T] int32
+  learns: jax.Array  # [B, T] float32, as in `StreamState`
+
+
+def read_token(model, text: Text, state: StreamState) -> tuple[jax.Array, StreamState]:
   """Reads one token [B, 1] in constant time; returns logits [B, 1, V] and state."""
   if model.config.base_chunk == 1:
-    return read_aligned(model, tokens, state)
+    return read_aligned(model, text, state)
   full = state.phase == model.config.base_chunk
-  state = jax.lax.cond(full, lambda s: _end_chunk(model, s, tokens), lambda s: s, state)
-  logits, live = model.apply_step(tokens, read_weights(model, state.levels), state.live)
-  buffer = jax.lax.dynamic_update_slice_in_dim(state.buffer, tokens, state.phase, axis=1)
-  return logits, state._replace(live=live, buffer=buffer, phase=state.phase + 1)
+  state = jax.lax.cond(full, lambda s: end_chunk(model, s, text), lambda s: s, state)
+  logits, live = model.apply_step(text.tokens, read_weights(model, state.levels), state.live)
+  buffer = jax.lax.dynamic_update_slice_in_dim(state.buffer, text.tokens, state.phase, axis=1)
+  learns = jax.lax.dynamic_update_slice_in_dim(state.learns, text.learns, state.phase, axis=1)
+  return logits, state._replace(live=live, buffer=buffer, learns=learns, phase=state.phase + 1)
 
 
-def _end_chunk(model, state, following):
+def end_chunk(model, state: StreamState, following: Text) -> StreamState:
   """Learns from a full buffer; what the mixers hold is already at its end."""
   if not state.levels:
     return state._replace(start=state.live, phase=jnp.zeros((), jnp.int32))
   return _learn(model, state, following)[1]
 
 
-def read_aligned(model, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
-  """Reads tokens [B, T] with a model that has no chunk boundaries."""
-  logits, live = model.apply(tokens, (), state.live)
+def read_aligned(model, text: Text, state: StreamState) -> tuple[jax.Array, StreamState]:
+  """Reads a text [B, T] with a model that has no chunk boundaries."""
+  logits, live = model.apply(text.tokens, (), state.live)
   return logits, state._replace(live=live)
 
 
-def read_many(model, tokens: jax.Array, state: StreamState) -> tuple[jax.Array, StreamState]:
-  """Reads tokens [B, T] across chunks; returns logits [B, T, V] and state.
+def read_many(model, text: Text, state: StreamState) -> tuple[jax.Array, StreamState]:
+  """Reads a text [B, T] across chunks; returns logits [B, T, V] and state.
 
   The tokens of the unfinished chunk and the new ones are laid on the grid of base chunks, and every
   chunk that they touch is run from its start.
   """
   size = model.config.base_chunk
-  batch_size, length = tokens.shape
+  batch_size, length = text.tokens.shape
   touched = -(-length // size) + 1
-  grid = jnp.zeros((batch_size, touched * size + 1), tokens.dtype)
-  grid = jax.lax.dynamic_update_slice_in_dim(grid, state.buffer, 0, axis=1)
-  grid = jax.lax.dynamic_update_slice_in_dim(grid, tokens, state.phase, axis=1)
   total = state.phase + length
 
+  def lay(buffered, new):
+    grid = jnp.zeros((batch_size, touched * size + 1), new.dtype)
+    grid = jax.lax.dynamic_update_slice_in_dim(grid, buffered, 0, axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(grid, new, state.phase, axis=1)
+
+  grid = Text(*map(lay, (state.buffer, state.learns), text))
+
   def one_chunk(state, begin):
-    piece = jax.lax.dynamic_slice_in_dim(grid, begin, size + 1, axis=1)
-    valid = jnp.clip(total - begin, 0, size)
+    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, begin, size + 1, axis=1)  # noqa: E731
+    piece, valid = Text(*map(cut, grid)), jnp.clip(total - begin, 0, size)
     read = lambda state: _read_chunk(model, piece, valid, total - begin > size, state)  # noqa: E731
     shape = jax.eval_shape(read, state)[0]
     skip = lambda state: (jnp.zeros(shape.shape, shape.dtype), state)  # noqa: E731
     logits, state = jax.lax.cond(valid > 0, read, skip, state)
     return state, logits
 
-  begins = jnp.arange(0, touched * size, size)
+  begins = jnp.arange(0, touched * size, size, dtype=jnp.int32)
   phase = state.phase
   state, logits = jax.lax.scan(one_chunk, state, begins)
   logits = jnp.moveaxis(logits, 0, 1).reshape((batch_size, touched * size, -1))
   return jax.lax.dynamic_slice_in_dim(logits, phase, length, axis=1), state
 
 
-def _read_chunk(model, piece, valid, finished, state):
+def _read_chunk(model, piece: Text, valid, finished, state):
   """Runs one base chunk from its start; learns from it if the token after it is known."""
-  buffered = state._replace(buffer=piece[:, :-1], phase=valid)
+  here, following = (Text(*(x[:, part] for x in piece)) for part in (slice(-1), slice(-1, None)))
+  buffered = state._replace(buffer=here.tokens, learns=here.learns, phase=valid)
 
   def only_read(state):
     fast = read_weights(model, state.levels)
     logits, live = model.apply(state.buffer, fast, state.start, valid)
     return logits, state._replace(live=live)
 
-  return jax.lax.cond(finished, lambda s: _learn(model, s, piece[:, -1:]), only_read, buffered)
+  return jax.lax.cond(finished, lambda s: _learn(model, s, following), only_read, buffered)
 
 
-def _learn(model, state: StreamState, following: jax.Array) -> tuple[jax.Array, StreamState]:
+def _learn(model, state: StreamState, following: Text) -> tuple[jax.Array, StreamState]:
   """Runs the whole buffered base chunk, learns from it, and starts the next.
 
   Args:
     model: The model.
     state: With a full buffer.
-    following: [B, 1], the target of the buffer's last token.
+    following: [B, 1], with the target of the buffer's last token.
 
   Returns:
     Logits of the chunk [B, C, V] and the state at its end.
   """
   size = model.config.base_chunk
-  targets = jnp.concatenate([state.buffer[:, 1:], following], axis=1)
-  chunk = Chunk(state.buffer, targets, jnp.ones(targets.shape, jnp.float32))
-  fast = read_weights(model, state.levels)
-  results, signals = gradient_step(model.cell, nnx.state(model), fast, state.start, chunk)
-  _, _, carry, logits = results
-  levels = tuple(
-    level.update(level_state, signal, size)
-    for level, level_state, signal in zip(model.levels(), state.levels, signals, strict=True)
-  )
+  targets = jnp.concatenate([state.buffer[:, 1:], following.tokens], axis=1)
+  mask = jnp.concatenate([state.learns[:, 1:], following.learns], axis=1)
+  chunk = Chunk(state.buffer, targets, mask)
+  system = model.levels()
+  args = model.cell, system, nnx.state(model), state.levels, state.start, chunk
+  (_, _, carry, logits), signals = levels.gradient_step(*args)
+  states = levels.advance(system, state.levels, signals, size)
   phase = jnp.zeros((), jnp.int32)
-  return logits, state._replace(levels=levels, start=carry, live=carry, phase=phase)
+  return logits, state._replace(levels=states, start=carry, live=carry, phase=phase)

@@ -167,7 +167,9 @@ def test_nest_without_levels_is_a_scan_of_the_cell():
 @pytest.mark.usefixtures('float64')
 def test_gradient_step_gives_each_level_its_own_gradient():
   slow, fast, carry, xs = problem(3, 1)
-  _, signals = levels.gradient_step(cell, slow, fast, carry, xs[0])
+  system = make_levels((2, 4, 8))
+  states = init_states(system, fast)
+  _, signals = levels.gradient_step(cell, system, slow, states, carry, xs[0])
   for i, signal in enumerate(signals):
     alone = jax.grad(lambda w, i=i: cell(slow, (*fast[:i], w, *fast[i + 1 :]), carry, xs[0])[0])
     assert_close(signal, levels.Weighted(alone(fast[i]), 2.0))

@@ -23,12 +23,25 @@ CONFIGS = {
   ),
   'transformer': models.transformer(**SIZES),
 }
-ONE_LAYER = dataclasses.replace(HOPE, num_layers=1, cms_periods=(8, 16))
 
 
 def with_mixer(config, **changes):
   """A configuration whose mixer differs in some fields."""
   return dataclasses.replace(config, mixer=dataclasses.replace(config.mixer, **changes))
+
+
+def with_cms(config, **changes):
+  """A configuration whose continuum memory system differs in some fields."""
+  return dataclasses.replace(config, cms=dataclasses.replace(config.cms, **changes))
+
+
+def in_float64(config):
+  """The same configuration in double precision, where a difference is more than rounding."""
+  double = {'dtype': jnp.float64, 'param_dtype': jnp.float64}
+  return dataclasses.replace(with_cms(with_mixer(config, **double), **double), **double)
+
+
+ONE_LAYER = dataclasses.replace(with_cms(HOPE, periods=(8, 16)), num_layers=1)
 
 
 @functools.cache

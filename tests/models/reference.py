@@ -30,9 +30,9 @@ def losses(model, tokens, targets, mask, first=False, detached=False):
     detached: Whether updated weights are.
   """
   config, cms = model.config, model.blocks.cms
-  blocks = zip(cms.blocks, config.cms_periods, strict=True)
+  blocks = zip(cms.blocks, config.cms.periods, strict=True)
   initial = [{'up': b.up.kernel[...], 'down': b.down.kernel[...]} for b, period in blocks if period]
-  rates, size = jnp.exp(cms.log_rates[...]), config.base_chunk
+  rates, size = cms.rates(), config.base_chunk
 
   def chunk_loss(fast, carry, tokens, targets, mask):
     weights = jax.tree.map(lambda w: w[:, None], tuple(fast))
@@ -43,7 +43,7 @@ def losses(model, tokens, targets, mask, first=False, detached=False):
 
   def update(weights, total, count, rates):
     mean = jax.tree.map(lambda x: x / jnp.maximum(count, 1), total)
-    step = clipped(mean, config.cms_max_norm)
+    step = clipped(mean, config.cms.max_norm)
     new = jax.tree.map(lambda w, x: w - rates[:, None, None] * x, weights, step)
     return stopped(detached, new)
 
@@ -54,7 +54,7 @@ def losses(model, tokens, targets, mask, first=False, detached=False):
     (loss, carry), gradients = gradient(fast, carry, *chunk)
     totals = jax.tree.map(jnp.add, totals, stopped(first, gradients))
     counts = [count + jnp.sum(chunk[2]) for count in counts]
-    for i, period in enumerate(period for period in config.cms_periods if period):
+    for i, period in enumerate(period for period in config.cms.periods if period):
       due = t % period == 0
       new = update(fast[i], totals[i], counts[i], rates[:, i])
       fast[i] = jax.tree.map(lambda new, old, due=due: jnp.where(due, new, old), new, fast[i])

@@ -123,7 +123,7 @@ def test_samba_is_a_scan_an_mlp_attention_with_a_window_and_an_mlp():
       AttentionConfig(DIM, HEADS, window=WINDOW),
     )
   )
-  assert (family.cms_hidden, family.cms_periods) == (HIDDEN, (0,))
+  assert (family.cms.hidden, family.cms.periods) == (HIDDEN, (0,))
 
 
 def test_titans_mal_is_a_memory_before_attention_with_a_window_and_persistent_tokens():

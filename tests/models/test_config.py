@@ -1,7 +1,5 @@
 """Configurations: what they derive, and what they refuse."""
 
-import dataclasses
-
 import pytest
 
 from nlx import memories, models
@@ -12,23 +10,23 @@ HOPE = {**problems.SIZES, **problems.MEMORIES, 'cms_periods': (8, 16)}
 
 
 def test_hope_has_the_width_of_the_model_in_its_blocks():
-  assert models.hope(**HOPE).cms_hidden == HOPE['model_dim']
+  assert models.hope(**HOPE).cms.hidden == HOPE['model_dim']
 
 
 def test_hope_takes_a_width_of_its_blocks():
-  assert models.hope(**HOPE, cms_hidden=40).cms_hidden == 40
+  assert models.hope(**HOPE, cms_hidden=40).cms.hidden == 40
 
 
 @pytest.mark.parametrize(('model_dim', 'hidden'), [(16, 64), (48, 128), (96, 256), (100, 288)])
 def test_transformer_hidden_width_is_eight_thirds_in_multiples_of_32(model_dim, hidden):
   sizes = {**problems.SIZES, 'model_dim': model_dim}
-  assert models.transformer(**sizes).cms_hidden == hidden
+  assert models.transformer(**sizes).cms.hidden == hidden
 
 
 def test_transformer_is_attention_and_one_block_that_never_learns_in_context():
   config = models.transformer(**problems.SIZES)
   assert isinstance(config.mixer, AttentionConfig)
-  assert (config.cms_periods, config.in_context_periods) == ((0,), ())
+  assert (config.cms.periods, config.in_context_periods) == ((0,), ())
 
 
 def test_config_leaves_out_blocks_that_never_learn():
@@ -63,24 +61,24 @@ def test_config_is_hashable_and_equal_by_value():
     ({'num_layers': 0}, '`num_layers` must be an integer of at least 1, got 0'),
     ({'num_layers': 1.5}, '`num_layers` must be an integer of at least 1, got 1.5'),
     ({'num_heads': 3}, '`model_dim` must be a multiple of `num_heads`, got 16 and 3'),
-    ({'cms_hidden': -1}, '`cms_hidden` must be an integer of at least 1, got -1'),
-    ({'cms_rate': -1.0}, '`cms_rate` must be a finite number above 0, got -1.0'),
-    ({'cms_max_norm': 0}, '`cms_max_norm` must be a finite number above 0, got 0'),
-    ({'cms_periods': (8, 8)}, r'`cms_periods` must differ unless 0, got \(8, 8\)'),
+    ({'cms_hidden': -1}, '`hidden` must be an integer of at least 1, got -1'),
+    ({'cms_rate': -1.0}, '`rate` must be a finite number of at least 0, got -1.0'),
+    ({'cms_max_norm': 0}, '`max_norm` must be a finite number above 0, got 0'),
+    ({'cms_periods': (8, 8)}, r'`periods` must differ unless 0, got \(8, 8\)'),
     ({'adaptive': ('k', 'k')}, '`adaptive` must name each role once'),
-    ({'cms_periods': ()}, r'`cms_periods` must name at least one block, .* got \(\)'),
-    ({'cms_periods': (8, -16)}, r'`cms_periods` must .* 0 or more tokens, got \(8, -16\)'),
+    ({'cms_periods': ()}, r'`periods` must name at least one block, .* got \(\)'),
+    ({'cms_periods': (8, -16)}, r'`periods` must .* 0 or more tokens, got \(8, -16\)'),
     (
       {'cms_periods': (16, 24)},
-      r'`cms_periods\[1\]` must be a multiple of `cms_periods\[0\]`, got 24 and 16',
+      r'`periods\[1\]` must be a multiple of `periods\[0\]`, got 24 and 16',
     ),
     (
       {'cms_periods': (0, 16, 8)},
-      r'`cms_periods\[2\]` must be a multiple of `cms_periods\[1\]`, got 8 and 16',
+      r'`periods\[2\]` must be a multiple of `periods\[1\]`, got 8 and 16',
     ),
     (
       {'cms_periods': (12,)},
-      r'`cms_periods\[0\]` must be a multiple of `chunk of the mixer`, got 12 and 8',
+      r'`cms.periods\[0\]` must be a multiple of `chunk of the mixer`, got 12 and 8',
     ),
     (
       {'projection_chunk_size': 6},
@@ -102,8 +100,8 @@ def test_config_names_a_wrong_argument(options, message):
 
 def test_config_names_a_mixer_of_another_width():
   config = models.transformer(**problems.SIZES)
-  with pytest.raises(ValueError, match='`mixer.model_dim` must be the `model_dim` 32, got 16'):
-    dataclasses.replace(config, model_dim=32)
+  with pytest.raises(ValueError, match='`cms.model_dim` must be the `mixer.model_dim` 16, got 32'):
+    problems.with_cms(config, model_dim=32)
 
 
 def test_config_of_attention_has_no_chunk_to_divide():

@@ -10,22 +10,15 @@ import pytest
 from flax import nnx
 
 from nlx import memories
-from nlx.memories.attention import AttentionConfig
 from tests.compiling import quick_jit
 from tests.models import problems, reference
 
 METAS = ('full', 'first', 'detached')
 # Two layers, so that a mixer stands between blocks that learn, and one that never does.
 # Of the gradients below, about half have a norm over 0.7, and these are clipped.
-DOUBLE = {'dtype': jnp.float64, 'param_dtype': jnp.float64}
-HOPE = dataclasses.replace(
-  problems.with_mixer(problems.HOPE, chunk_size=8, rule=memories.dgd(), adaptive=('k',), **DOUBLE),
-  cms_max_norm=0.7,
-  **DOUBLE,
-)
-ATTENTION = dataclasses.replace(
-  HOPE, mixer=AttentionConfig(problems.SIZES['model_dim'], problems.SIZES['num_heads'], **DOUBLE)
-)
+HOPE = problems.with_mixer(problems.HOPE, chunk_size=8, rule=memories.dgd(), adaptive=('k',))
+HOPE = problems.in_float64(problems.with_cms(HOPE, max_norm=0.7))
+ATTENTION = problems.in_float64(problems.with_cms(problems.CONFIGS['hope-attention'], max_norm=0.7))
 CASES = {'hope-full': (HOPE, 'full'), **{f'attention-{m}': (ATTENTION, m) for m in METAS}}
 every_case = pytest.mark.parametrize(('config', 'meta'), CASES.values(), ids=CASES)
 

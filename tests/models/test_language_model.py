@@ -30,7 +30,7 @@ def initial_loss(config, *text):
 
 def without_rates(params):
   """Parameters at which nothing is learned in context."""
-  params['blocks']['cms']['log_rates'][...] -= 100
+  params['blocks']['cms']['log_rate_factors'][...] -= 100
   return params
 
 
@@ -58,10 +58,10 @@ def test_loss_ignores_targets_outside_of_the_mask():
 
 
 def test_loss_with_vanishing_rates_is_that_of_blocks_that_never_learn():
-  static = dataclasses.replace(problems.HOPE, cms_periods=(0, 0, 0))
+  static = problems.with_cms(problems.HOPE, periods=(0, 0, 0))
   params = without_rates(problems.split(problems.HOPE)[1])
   got, _ = loss(problems.HOPE)(params, *problems.texts())
-  del params['blocks']['cms']['log_rates']
+  del params['blocks']['cms']['log_rate_factors']
   expected, _ = loss(static)(params, *problems.texts())
   np.testing.assert_allclose(got, expected, rtol=1e-6)
 
@@ -98,7 +98,8 @@ def test_call_names_tokens_of_a_wrong_rank():
 
 
 HALF = dataclasses.replace(
-  problems.with_mixer(problems.HOPE, dtype=jnp.bfloat16), dtype=jnp.bfloat16
+  problems.with_cms(problems.with_mixer(problems.HOPE, dtype=jnp.bfloat16), dtype=jnp.bfloat16),
+  dtype=jnp.bfloat16,
 )
 
 

@@ -4,7 +4,6 @@ That no memory dies or explodes is tested with the memories; that any cut of a s
 pass, and training equals reading, with streaming.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -19,10 +18,10 @@ from tests.models import problems
 
 LENGTH, CHUNK, PERIODS = problems.LENGTH, 8, (8, 16, 32)
 # A memory between blocks that learn at three speeds; nothing is clipped.
-HOPE = dataclasses.replace(
+HOPE = problems.with_cms(
   problems.with_mixer(problems.HOPE, chunk_size=8, adaptive=('k', 'v')),
-  cms_periods=PERIODS,
-  cms_max_norm=1e6,
+  periods=PERIODS,
+  max_norm=1e6,
 )
 every_model = pytest.mark.parametrize('config', problems.CONFIGS.values(), ids=problems.CONFIGS)
 every_level = pytest.mark.parametrize('level', range(len(PERIODS)), ids=PERIODS)
@@ -55,7 +54,7 @@ def test_every_slow_parameter_has_an_outer_gradient():
     assert (np.abs(gradient).max(axis=-1) > 1e-9).all(), name
 
 
-@pytest.mark.parametrize('name', ['log_rates', 'gate_biases', 'momentum_logits'])
+@pytest.mark.parametrize('name', ['log_rate_factors', 'gate_biases', 'momentum_logits'])
 def test_every_rate_and_gate_has_an_outer_gradient(name):
   (gradient,) = (x for path, x in outer_gradient().items() if name in path)
   assert (np.abs(gradient) > 1e-9).all()
@@ -193,7 +192,7 @@ def test_level_gathers_its_own_gradient(level):
 def test_level_learns_from_the_tokens_of_its_period_in_order(level):
   """At its end from all of them, and before from none."""
   every = PERIODS[level] // CHUNK
-  rates = jnp.exp(problems.make(HOPE).blocks.cms.log_rates[...])[:, level][:, None, None, None]
+  rates = problems.make(HOPE).blocks.cms.rates()[:, level][:, None, None, None]
   for after in range(1, len(states())):
     old, new = (weights(states()[i], level) for i in (after - 1, after))
     if after % every:

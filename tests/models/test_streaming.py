@@ -21,7 +21,9 @@ CUTS = {
   'beside_boundaries': (1, 1, SHORT, 1, 1, SHORT, SHORT, 1, *(SHORT,) * 6),
   'token_by_token': (1,) * LENGTH,
 }
-every_model = pytest.mark.parametrize('config', problems.CONFIGS.values(), ids=problems.CONFIGS)
+CONFIGS = {name: problems.in_float64(config) for name, config in problems.CONFIGS.items()}
+pytestmark = pytest.mark.usefixtures('float64')
+every_model = pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
 learning = pytest.mark.parametrize('name', ['hope', 'hope-attention'])
 
 
@@ -51,7 +53,7 @@ def whole(config):
 
 def assert_levels_close(got, expected):
   jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), got.levels, expected.levels
+    functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10), got.levels, expected.levels
   )
 
 
@@ -59,7 +61,7 @@ def assert_levels_close(got, expected):
 @pytest.mark.parametrize('cut', CUTS)
 def test_stream_in_any_pieces_has_the_logits_of_training(config, cut):
   """At a length that no chunk divides; nothing differs between training and evaluation."""
-  np.testing.assert_allclose(pieces(config, cut)[0], whole(config)[1], rtol=0, atol=1e-5)
+  np.testing.assert_allclose(pieces(config, cut)[0], whole(config)[1], rtol=0, atol=1e-10)
 
 
 @every_model
@@ -72,7 +74,7 @@ def test_stream_in_any_pieces_learns_the_same(config, cut):
 def test_stream_has_the_loss_of_training(config):
   _, targets, mask = problems.texts(length=LENGTH)
   losses = models.token_losses(pieces(config, 'long')[0], targets)
-  np.testing.assert_allclose(whole(config)[0], jnp.sum(losses * mask, axis=1), rtol=1e-5)
+  np.testing.assert_allclose(whole(config)[0], jnp.sum(losses * mask, axis=1), rtol=1e-10)
 
 
 @every_model
@@ -86,18 +88,18 @@ def test_stream_keeps_structure_shapes_and_dtypes(config, length):
 
 @learning
 def test_stream_goes_on_from_a_state_that_was_saved(name):
-  config = problems.CONFIGS[name]
+  config = CONFIGS[name]
   _, state = problems.read(config, tokens(), (SHORT,))
   leaves, treedef = jax.tree.flatten(state)
   saved = [np.asarray(leaf) for leaf in leaves]
   rest, _ = problems.read(config, tokens()[:, SHORT:], (LONG,), jax.tree.unflatten(treedef, saved))
-  np.testing.assert_allclose(rest, whole(config)[1][:, SHORT:], rtol=0, atol=1e-5)
+  np.testing.assert_allclose(rest, whole(config)[1][:, SHORT:], rtol=0, atol=1e-10)
 
 
 @learning
 @pytest.mark.parametrize('length', [8, 9])
 def test_stream_learns_from_a_chunk_when_the_token_after_it_arrives(name, length):
-  config = problems.CONFIGS[name]
+  config = CONFIGS[name]
   first = problems.fresh(config)
   _, state = problems.read(config, tokens(), (1,) * length)
   moved = [
@@ -112,13 +114,13 @@ def test_stream_learns_from_a_chunk_when_the_token_after_it_arrives(name, length
 @learning
 def test_stream_counts_the_tokens_of_each_unfinished_period(name):
   """After 45 tokens, 5 chunks of 8 are learned from: 40 = 5 * 8 = 2 * 16 + 8."""
-  _, state = problems.read(problems.CONFIGS[name], tokens(), (LONG,))
+  _, state = problems.read(CONFIGS[name], tokens(), (LONG,))
   assert [int(level.count) for level in state.levels] == [0, 8]
   assert int(state.phase) == 5
 
 
 def test_stream_state_of_a_memory_does_not_depend_on_a_length():
-  model = problems.model('hope')
+  model = problems.make(CONFIGS['hope'])
   sizes = [jax.eval_shape(lambda n=n: model.init_state(1, n)) for n in (None, 8, 1000)]
   assert sizes[0] == sizes[1] == sizes[2]
 
@@ -126,14 +128,14 @@ def test_stream_state_of_a_memory_does_not_depend_on_a_length():
 @pytest.mark.parametrize('name', ['transformer', 'hope-attention'])
 def test_stream_of_attention_needs_a_length(name):
   with pytest.raises(ValueError, match='`max_length` must be given'):
-    problems.model(name).init_state(1)
+    problems.make(CONFIGS[name]).init_state(1)
 
 
 @pytest.mark.parametrize('name', ['transformer', 'hope-attention'])
 def test_stream_of_attention_fills_its_whole_length(name):
   """With room for exactly the tokens that are read."""
-  config = problems.CONFIGS[name]
+  config = CONFIGS[name]
   model = problems.make(config)
   state = quick_jit(lambda: model.init_state(problems.BATCH, LENGTH))()
   logits, _ = problems.read(config, tokens(), CUTS['up_to_boundaries'], state)
-  np.testing.assert_allclose(logits, whole(config)[1], rtol=0, atol=1e-5)
+  np.testing.assert_allclose(logits, whole(config)[1], rtol=0, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The chain of MLP blocks, and the level that its blocks are in context."""
+"""The level that blocks of all layers are inside sequences."""
 
 import functools
 
@@ -6,108 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from nlx import cms, levels
 from tests.compiling import quick_jit
 
-BATCH, LENGTH, DIM, HIDDEN, RATE = 3, 5, 8, 12, 0.3
-PERIODS = (0, 4, 0, 8)
-LAYERS, MAX_NORM = 2, 0.5
-
-
-def inputs():
-  return jax.random.normal(jax.random.key(1), (BATCH, LENGTH, DIM))
-
-
-@functools.cache
-def chain(periods=PERIODS):
-  return cms.SequentialCMS(DIM, HIDDEN, periods, RATE, rngs=nnx.Rngs(0))
-
-
-def written_out(norm_scale, up, down, x):
-  """x + MLP(norm(x)) with SwiGLU for one sequence x [C, D]."""
-  normed = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * norm_scale
-  gate, value = np.split(normed @ up, 2, axis=-1)
-  return x + (gate / (1 + np.exp(-gate)) * value) @ down
-
-
-def parts(block):
-  """The norm's scale, 'up' and 'down' as NumPy arrays."""
-  return [np.asarray(p[...]) for p in (block.norm.scale, block.up.kernel, block.down.kernel)]
-
-
-def copies(weights):
-  """The same weights for every sequence."""
-  return jax.tree.map(lambda w: jnp.repeat(w[None], BATCH, axis=0), weights)
-
-
-def test_block_of_period_0_is_a_swiglu_mlp():
-  got = quick_jit(chain((0,)))(inputs(), ())
-  expected = written_out(*parts(chain((0,)).blocks[0]), np.asarray(inputs()))
-  np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
-def test_chain_applies_its_blocks_in_order():
-  got = quick_jit(chain())(inputs(), copies(chain().initial_weights()))
-  expected = np.asarray(inputs())
-  for block in chain().blocks:
-    expected = written_out(*parts(block), expected)
-  np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
-def test_chain_gives_fast_weights_to_the_blocks_that_learn():
-  """In the order of the blocks, and to every sequence its own."""
-  weights = chain().initial_weights()
-  numbers = jnp.arange(1.0, BATCH + 1).reshape(BATCH, 1, 1)
-  fast = tuple(
-    jax.tree.map(lambda w, i=i: (i + numbers) * w[None], block) for i, block in enumerate(weights)
-  )
-  got = quick_jit(chain())(inputs(), fast)
-  expected, learning = np.array(inputs()), iter(fast)
-  for block, period in zip(chain().blocks, PERIODS, strict=True):
-    scale, up, down = parts(block)
-    own = next(learning) if period else None
-    for b in range(BATCH):
-      up, down = (own['up'][b], own['down'][b]) if period else (up, down)
-      expected[b] = written_out(scale, np.asarray(up), np.asarray(down), expected[b])
-  np.testing.assert_allclose(got, expected, atol=2e-4)
-
-
-def test_chain_lists_initial_weights_of_blocks_that_learn():
-  blocks = [chain().blocks[i] for i, period in enumerate(PERIODS) if period]
-  for weights, block in zip(chain().initial_weights(), blocks, strict=True):
-    np.testing.assert_array_equal(weights['up'], block.up.kernel[...])
-    np.testing.assert_array_equal(weights['down'], block.down.kernel[...])
-
-
-def test_chain_learns_one_rate_per_block_that_learns():
-  np.testing.assert_allclose(jnp.exp(chain().log_rates[...]), [RATE, RATE], rtol=1e-6)
-
-
-def test_chain_that_never_learns_has_no_rates():
-  assert chain((0, 0)).log_rates is None
-
-
-def test_block_output_scale_multiplies_its_last_matrix():
-  plain, scaled = (
-    cms.MLPBlock(DIM, HIDDEN, rngs=nnx.Rngs(0), output_scale=scale) for scale in (1.0, 0.5)
-  )
-  np.testing.assert_allclose(scaled.down.kernel[...], 0.5 * plain.down.kernel[...], rtol=1e-6)
-  np.testing.assert_array_equal(scaled.up.kernel[...], plain.up.kernel[...])
-
-
-def test_block_computes_in_the_dtype_of_its_input():
-  """Fast weights stay float32 and are cast for the product."""
-  block = cms.MLPBlock(DIM, HIDDEN, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-  out = quick_jit(block)(inputs().astype(jnp.bfloat16), copies(block.weights()))
-  assert out.dtype == jnp.bfloat16
-  expected = quick_jit(block)(inputs(), copies(block.weights()))
-  np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.05)
-
-
-# ----- the level
-
+BATCH, LAYERS, MAX_NORM = 3, 2, 0.5
 RATES = jnp.array([0.1, 0.7])
 
 
