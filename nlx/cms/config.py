@@ -80,12 +80,12 @@ class CMSConfig:
       raise ValueError(f'`rate` must be a finite number of at least 0, got {self.rate}.')
     core.check_choice('form', self.form, FORMS)
     self._check_periods()
-    if self.shares is not None:
-      if len(self.shares) != len(self.periods) or not all(share > 0 for share in self.shares):
-        raise ValueError(
-          f'`shares` must give each of the {len(self.periods)} blocks a number above 0, '
-          f'got {self.shares}.'
-        )
+    shares = (1.0,) * len(self.periods) if self.shares is None else self.shares
+    if len(shares) != len(self.periods) or not all(share > 0 for share in shares):
+      raise ValueError(
+        f'`shares` must give each of the {len(self.periods)} blocks a number above 0, '
+        f'got {self.shares}.'
+      )
 
   def _check_periods(self):
     if not self.periods or any(period < 0 for period in self.periods):

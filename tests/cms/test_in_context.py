@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from nlx import cms, levels
+from nlx import cms, levels, optim
 from tests.compiling import quick_jit
 
 BATCH, LAYERS, MAX_NORM = 3, 2, 0.5
@@ -108,3 +109,116 @@ def test_level_passes_a_gradient_to_its_rates():
     return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(read))
 
   assert np.abs(quick_jit(jax.grad(loss))(RATES)).min() > 1e-3
+
+
+# ----- rules
+
+
+def test_level_moves_by_any_optimizer_apart_for_layers_and_sequences():
+  """M3, whose Newton-Schulz and slow momentum see one matrix of one layer and sequence."""
+  rule = cms.InContextRule('M3', functools.partial(optim.m3, slow_period=2))
+  one = cms.in_context_level(RATES, 1, 1e6, rule)
+  weights, gradients = stacked(0), [stacked(seed) for seed in (1, 2, 3)]
+
+  def both():
+    state = one.init(weights)
+    for gradient in gradients:
+      state = one.update(state, levels.Weighted(gradient, jnp.ones(BATCH)))
+    return one.read(state), [alone(i, b) for i in range(LAYERS) for b in range(BATCH)]
+
+  def alone(layer, sequence):
+    take = lambda tree: jax.tree.map(lambda x: x[layer, sequence], tree)  # noqa: E731
+    tx = optim.m3(RATES[layer], slow_period=2)
+    params, state = take(weights), tx.init(take(weights))
+    for gradient in gradients:
+      updates, state = tx.update(take(gradient), state, params)
+      params = optax.apply_updates(params, updates)
+    return params
+
+  got, expected = quick_jit(both)()
+  expected = jax.tree.map(lambda *x: jnp.stack(x).reshape(LAYERS, BATCH, *x[0].shape), *expected)
+  assert_close(got, expected)
+
+
+def test_level_of_delta_gradient_descent_takes_the_proximal_minimiser():
+  """W+ = argmin mean 1/2 ||W^T x - u||^2 + ||W - W0||^2 / (2 eta), at the rate of each layer."""
+  one = cms.in_context_level(RATES, 1, 1e6, cms.DELTA_GRADIENT_DESCENT)
+  weights = jax.tree.map(optim.capture, stacked(0))
+  x = jax.random.normal(jax.random.key(5), (LAYERS, BATCH, 7, 4))
+  gradient = stacked(1)['up']
+  signal = {
+    'up': optim.Captured(7 * gradient, jnp.einsum('lbti,lbtj->lbij', x, x)),
+    'down': jax.tree.map(jnp.zeros_like, weights['down']),
+  }
+  state = one.update(one.init(weights), levels.Weighted(signal, jnp.full(BATCH, 7.0)))
+  got = one.read(state)['up']
+  moment = jnp.einsum('lbti,lbtj->lbij', x, x) / 7
+  eta = RATES.reshape(-1, 1, 1, 1)
+  start = weights['up'].weight
+  slope = moment @ got.weight + gradient + (got.weight - start) / eta
+  np.testing.assert_allclose(slope, 0, atol=1e-4)
+  np.testing.assert_array_equal(got.moment, 0)
+
+
+def test_level_clips_weights_and_not_the_moments_of_inputs():
+  one = cms.in_context_level(RATES, 1, MAX_NORM, cms.DELTA_GRADIENT_DESCENT)
+  weights = jax.tree.map(optim.capture, stacked(0))
+  read = lambda signal: one.read(one.update(one.init(weights), signal))  # noqa: E731
+  eye = lambda w: jnp.broadcast_to(jnp.eye(w.moment.shape[-1]), w.moment.shape)  # noqa: E731
+  moments = jax.tree.map(eye, weights, is_leaf=optim.is_captured)
+  large = stacked(1)
+  norm = jnp.sqrt(sum(jnp.sum(x**2, axis=(0, 2, 3)) for x in large.values()))
+  clipped = jax.tree.map(lambda x: x * (MAX_NORM / norm).reshape(1, -1, 1, 1), large)
+  got, expected = (
+    read(levels.Weighted(jax.tree.map(optim.Captured, g, moments), jnp.ones(BATCH)))
+    for g in (large, clipped)
+  )
+  assert_close(got, expected)
+
+
+# ----- how often
+
+
+@pytest.mark.parametrize('form', ['sequential', 'nested'])
+def test_levels_are_updated_exactly_every_period_over_ten_thousand_tokens(form):
+  """In one pass and in a stream; the counts of both are 10,000 over the period, rounded down."""
+  periods, tokens, chunk = (16, 64, 256, 1024), 10_000, 16
+  config = cms.CMSConfig(4, 3, periods, form=form, rule=COUNTING)
+  system = cms.in_context_levels(config, jnp.ones((1, len(periods))))
+  weights = tuple(jnp.zeros((1, 1)) for _ in periods)
+  states = [
+    level.init(w) for level, w in zip(system, cms.initial_weights(config, weights), strict=True)
+  ]
+
+  def cell(slow, fast, carry, x):
+    return jnp.zeros((1,)) * sum(w.sum() for w in fast), jnp.ones((1,)), carry, ()
+
+  def stream(states, x):
+    signals = levels.gradient_step(cell, system, (), states, (), x)[1]
+    return levels.advance(system, states, signals, chunk), ()
+
+  chunks = jnp.zeros((tokens // chunk, 1))
+  in_one_pass = quick_jit(levels.nest(system, cell))((), states, (), chunks).states
+  streamed, _ = quick_jit(lambda: jax.lax.scan(stream, tuple(states), chunks))()
+  for ended in (in_one_pass, streamed):
+    assert [int(state.count) for state in ended] == [tokens % period for period in periods]
+    updates = [
+      levels.own(level.read(state)).item() for level, state in zip(system, ended, strict=True)
+    ]
+    assert updates == [expected_updates(form, periods, i, tokens) for i in range(len(periods))]
+
+
+def counter(rate):
+  """An optimizer that adds 1 to weights, whatever their gradient."""
+  del rate
+  return optax.stateless(lambda updates, params: jax.tree.map(jnp.ones_like, updates))
+
+
+COUNTING = cms.InContextRule('counting', counter)
+
+
+def expected_updates(form, periods, i, tokens):
+  """Nested: updates since the last restart, and what the slower level added to the start."""
+  if form == 'sequential' or i + 1 == len(periods):
+    return tokens // periods[i]
+  return tokens % periods[i + 1] // periods[i] + tokens // periods[i + 1]

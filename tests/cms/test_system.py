@@ -95,3 +95,52 @@ def test_block_computes_in_the_dtype_of_its_input():
   assert out.dtype == jnp.bfloat16
   expected = quick_jit(block)(inputs(), copies(block.weights()))
   np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.05)
+
+
+def test_independent_blocks_add_up_with_their_weights():
+  """Each reads the same x, with its own norm."""
+  system = nnx.clone(chain((0, 4), form='independent'))
+  factors = jnp.array([0.5, -2.0])
+  system.aggregation[...] = factors
+  got = quick_jit(system)(inputs(), copies(system.initial_weights()))
+  x = np.asarray(inputs())
+  added = [written_out(*parts(block), x) - x for block in system.blocks]
+  expected = x + sum(np.asarray(f) * one for f, one in zip(factors, added, strict=True))
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_independent_blocks_begin_as_their_sum():
+  np.testing.assert_array_equal(chain((0, 4), form='independent').aggregation[...], jnp.ones(2))
+
+
+def test_nested_blocks_are_a_chain():
+  nested, sequential = chain(form='nested'), chain()
+  fast = copies(sequential.initial_weights())
+  np.testing.assert_array_equal(
+    quick_jit(nested)(inputs(), fast), quick_jit(sequential)(inputs(), fast)
+  )
+
+
+def test_shares_are_the_widths_of_the_blocks():
+  shapes = [block.down.kernel.shape for block in chain((0, 4), shares=(1, 3)).blocks]
+  assert shapes == [(HIDDEN // 2, DIM), (3 * HIDDEN // 2, DIM)]
+
+
+def test_blocks_that_capture_have_the_moments_of_their_inputs_as_gradients():
+  """Summed over the tokens of each sequence, like the gradients of the weights."""
+  system = chain((4,), rule=cms.DELTA_GRADIENT_DESCENT)
+  fast = copies(system.initial_weights())
+
+  def loss(fast):
+    return jnp.sum(jnp.sin(system(inputs(), fast)))
+
+  gradient = quick_jit(jax.grad(loss))(fast)[0]
+  plain = quick_jit(jax.grad(lambda fast: jnp.sum(jnp.sin(chain((4,))(inputs(), fast)))))
+  expected = plain(copies(chain((4,)).initial_weights()))[0]
+  block = system.blocks[0]
+  normed = block.norm(inputs())
+  gate, value = jnp.split(normed @ block.up.kernel[...], 2, axis=-1)
+  for name, x in (('up', normed), ('down', jax.nn.silu(gate) * value)):
+    np.testing.assert_allclose(gradient[name].weight, expected[name], atol=1e-5)
+    moment = jnp.einsum('bci,bcj->bij', x, x)
+    np.testing.assert_allclose(gradient[name].moment, moment, atol=1e-4)

@@ -94,3 +94,13 @@ def test_outer_gradients_of_different_meta_differ():
   )
   for one, other in ((full, first), (first, detached), (full, detached)):
     assert float(jnp.abs(one - other).max()) > 1e-3
+
+
+@pytest.mark.usefixtures('float64')
+def test_nested_blocks_differ_from_sequential_ones_once_the_slower_period_has_ended():
+  """The faster block, of period 8, restarts after 16 tokens from what the slower one learned."""
+  model = problems.make(problems.with_cms(ATTENTION, form='nested'))
+  losses = quick_jit(lambda: model.run(*texts(), lambda *_: ()).loss.T)()
+  sequential = nested(ATTENTION, 'full')[0]
+  np.testing.assert_allclose(losses[:, :2], sequential[:, :2], rtol=1e-10)
+  assert float(jnp.abs(losses - sequential)[:, 3:].min()) > 1e-6  # A chunk has no targets.

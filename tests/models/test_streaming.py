@@ -1,5 +1,6 @@
 """Reading in pieces: the same logits and the same learning as in one pass."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlx import models
+from nlx import cms, models
 from tests.compiling import quick_jit
 from tests.models import problems
 
@@ -68,6 +69,19 @@ def test_stream_in_any_pieces_has_the_logits_of_training(config, cut):
 @pytest.mark.parametrize('cut', [cut for cut in CUTS if cut != 'long'])
 def test_stream_in_any_pieces_learns_the_same(config, cut):
   assert_levels_close(pieces(config, cut)[1], pieces(config, 'long')[1])
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [{'form': 'nested'}, {'form': 'independent', 'rule': cms.DELTA_GRADIENT_DESCENT}],
+  ids=['nested', 'independent DGD'],
+)
+def test_stream_of_every_form_learns_as_training_does(changes):
+  config = problems.with_cms(CONFIGS['hope-attention'], periods=(8, 16, 0), **changes)
+  config = dataclasses.replace(config, num_layers=1)
+  np.testing.assert_allclose(
+    pieces(config, 'long_from_inside_a_chunk')[0], whole(config)[1], rtol=0, atol=1e-10
+  )
 
 
 @every_model

@@ -1,0 +1,33 @@
+"""Configurations of a continuum memory system: what they derive, and what they refuse."""
+
+import pytest
+
+from nlx import cms
+
+
+def test_blocks_have_equal_widths_without_shares():
+  assert cms.CMSConfig(8, 12, (0, 4, 8)).widths == (12, 12, 12)
+
+
+def test_shares_divide_the_hidden_units_of_all_blocks():
+  assert cms.CMSConfig(8, 12, (0, 4, 8), shares=(1, 2, 6)).widths == (4, 8, 24)
+
+
+def test_blocks_of_period_zero_do_not_learn_in_context():
+  assert cms.CMSConfig(8, 12, (0, 4, 0, 8)).in_context_periods == (4, 8)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'form': 'serial'}, "`form` must be one of .*'sequential'.*, got 'serial'"),
+    ({'shares': (1.0,)}, r'`shares` must give each of the 2 blocks a number above 0, got \(1.0,\)'),
+    ({'shares': (1.0, 0.0)}, r'`shares` must give each of the 2 blocks .*, got \(1.0, 0.0\)'),
+    ({'rate': float('inf')}, '`rate` must be a finite number of at least 0, got inf'),
+    ({'periods': (8, 12)}, r'`periods\[1\]` must be a multiple of `periods\[0\]`, got 12 and 8'),
+  ],
+  ids=str,
+)
+def test_config_names_a_wrong_argument(options, message):
+  with pytest.raises(ValueError, match=message):
+    cms.CMSConfig(**{'model_dim': 8, 'hidden': 12, 'periods': (4, 8), **options})
