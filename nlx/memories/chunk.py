@@ -8,7 +8,8 @@ B[t,s] = b_t / b_s for s <= t, G = A B and c = A b, it unrolls to
 
 where u_s = decay_s W_{s-1} x_s is what the decay removes, the solution of one unit lower triangular
 system per chunk. The factors A, B, G depend on gates only and are shared by all matrices of a
-memory; the system depends on the inputs only and is shared by all memories that read the same keys.
+memory; the system depends on the inputs only and is shared by all memories that read the same keys,
+unless a soft cap makes the decay depend on the errors.
 
 Rules differ in little. Under an exact rule e_s is -v_s, and u_s holds the rest of the error. Under
 a window, G and B are multiplied by the band of tokens that make up each write, and the tokens
@@ -140,7 +141,7 @@ def matrix_chunk(
   Returns:
     The chunk, to be read with `read_tokens` and closed with `last_state`.
   """
-  decay, write = rates(rule, gates, jnp.sum(jnp.square(inputs), axis=-1))
+  decay, write = rates(rule, gates, inputs, errors)
   writes = write[..., None] * errors
   if decay is None:
     return MatrixChunk(start, factors, inputs, writes, None)

@@ -12,7 +12,7 @@ from nlx.memories import chunk, per_token
 from nlx.memories.chunk import MatrixState
 from nlx.memories.networks import Network, Weights
 from nlx.memories.objectives import Objective, dot_product, l2
-from nlx.memories.rules import Gates, Rule
+from nlx.memories.rules import Gates, Rule, check_caps
 
 
 class Tokens(NamedTuple):
@@ -65,6 +65,7 @@ def check_rule(rule: Rule, network: Network, objective: Objective) -> None:
   for name, is_too_much in added.items():
     if is_too_much:
       raise ValueError(f'the rule {rule.name} has no form with `{name}`, got {rule}.')
+  check_caps(rule)
   if not linear:
     return
   if not network.linear:

@@ -66,7 +66,7 @@ def matrix_chunk(
   errors: jax.Array,
 ) -> MatrixChunk:
   """Computes the matrices of one chunk; arguments as for `nlx.memories.chunk.matrix_chunk`."""
-  _, write = rates(rule, gates, jnp.sum(jnp.square(inputs), axis=-1))
+  _, write = rates(rule, gates, inputs, errors)
   writes = (write[..., None] * errors)[..., :, None] * inputs[..., None, :]
   pushes = -writes if factors.gathered is None else -_combine(factors.gathered, writes)
   if factors.momentum is not None and start.momentum is not None:

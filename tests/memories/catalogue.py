@@ -56,3 +56,19 @@ CASES |= {
   'dgd on the dot product': Case(memories.dgd(momentum=True), 'matrix', memories.dot_product()),
   'dgd with biases': Case(memories.dgd(), 'biased'),
 }
+# Every cap binds at some tokens of `problems` and not at others.
+CASES |= {
+  'dgd under both caps': Case(memories.dgd(hard_cap=True, soft_cap=True), 'matrix'),
+  'dgd literal under the hard cap': Case(
+    memories.dgd(momentum=True, literal=True, hard_cap=True), 'matrix'
+  ),
+  'gradient under the soft cap': Case(memories.gradient(soft_cap=True), 'mlp'),
+  'delta under the hard cap': Case(memories.delta_rule(hard_cap=True), 'matrix'),
+  'oja literal under the hard cap': Case(memories.oja(literal=True, hard_cap=True), 'matrix'),
+  'omega literal under both caps': Case(
+    memories.omega(window=3, literal=True, hard_cap=True, soft_cap=True), 'matrix'
+  ),
+  'memora under the soft cap': Case(
+    memories.gradient(mirror=memories.kl_retention(), soft_cap=True), 'matrix'
+  ),
+}

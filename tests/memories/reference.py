@@ -34,11 +34,34 @@ def matrix_inputs(memory, weights, key):
   return inputs
 
 
+def capped(rule, rate, alpha, square, gradient=None):
+  """A rate under the caps that the rule has.
+
+  Args:
+    rule: The rule.
+    rate: That of the write.
+    alpha: The retention.
+    square: ||x||^2.
+    gradient: The norm of the gradient e x^T that is written; not for rules without a soft cap.
+  """
+  if rule.hard_cap:
+    both = rule.delta and not rule.exact and not rule.transposed  # Decay and write.
+    moved = (2 if both else 1) * rule.span * square
+    rate = jnp.where(rate * moved > 2 * alpha, 2 * alpha / moved, rate)
+  if rule.soft_cap:
+    error = gradient / jnp.sqrt(square)
+    rate = jnp.where(rate * error > 1 - alpha, (1 - alpha) / error, rate)
+  return rate
+
+
 def write(rule, weight, momentum, gradient, x, gates, depth):
   """One token of Eqs. 90-93 for one matrix, in the order in which they are printed."""
   eta, alpha, mu = gates
-  proximal = eta / (1 + rule.span * eta * jnp.sum(x**2))
-  step = (proximal if rule.proximal else eta) / (depth if rule.scale_by_depth else 1)
+  gradient = gradient / (depth if rule.scale_by_depth else 1)
+  shrink = lambda eta: eta / (1 + rule.span * eta * jnp.sum(x**2))  # noqa: E731
+  args = (alpha if rule.retention else 1.0), jnp.sum(x**2), jnp.sqrt(jnp.sum(gradient**2))
+  step = capped(rule, shrink(eta) if rule.proximal else eta, *args)
+  proximal = step if rule.proximal else shrink(step)
   if rule.momentum:
     step = step * (1 - mu) if rule.averaged else step
     momentum = mu * momentum - step * gradient
@@ -54,6 +77,10 @@ def write_exactly(rule, weight, key, value, gates):
   """One token of a rule whose error is that of the weights right before it: Eqs. 65 and 66."""
   eta, alpha, _ = gates
   eta = eta / (1 + eta * jnp.sum(value**2)) if rule.transposed and rule.proximal else eta
+  if rule.exact:
+    eta = capped(rule, eta, 1.0, jnp.sum(key**2))
+  else:
+    eta = capped(rule, eta, alpha if rule.retention else 1.0, jnp.sum(value**2))
   weight = (alpha if rule.retention else 1.0) * weight if rule.exact else weight
   if rule.exact:
     return weight - eta * jnp.outer(weight @ key - value, key)
@@ -77,7 +104,9 @@ def write_window(rule, dual, momentum, gradients, squares, t, gates, depth):
   eta, alpha, mu = gates
   tokens = jnp.arange(eta.shape[0])
   step = eta / (1 + rule.span * eta * squares) if rule.proximal else eta
-  step = step / (depth if rule.scale_by_depth else 1)
+  gradients = gradients / (depth if rule.scale_by_depth else 1)
+  norms = jnp.sqrt(jnp.sum(gradients**2, axis=(-2, -1)))
+  step = capped(rule, step, alpha if rule.retention else 1.0, squares, norms)
   if rule.averaged:
     step = step / rule.window * ((1 - mu) if rule.momentum else 1)
   seen = (tokens <= t) & (tokens > t - rule.window)

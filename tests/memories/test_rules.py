@@ -132,6 +132,11 @@ def test_rule_is_named_in_tables(name):
   assert getattr(memories, name)().name.lower() == name
 
 
+def test_caps_are_named_in_tables():
+  rule = memories.dgd(hard_cap=True, soft_cap=True)
+  assert rule.text == 'DGD, hard cap, soft cap, retention'
+
+
 def test_log_gate_is_the_logarithm_of_a_sigmoid():
   logits = jnp.linspace(-14, 30, 50)
   np.testing.assert_allclose(jnp.exp(memories.log_gate(logits)), jax.nn.sigmoid(logits), rtol=1e-5)
@@ -289,6 +294,19 @@ def test_lp_error_is_the_gradient_of_the_norm(p):
       lambda: memories.layer(memories.matrix(), memories.oja()._replace(momentum=True), 4),
       'the rule Oja has no form with `momentum`',
     ),
+    (
+      lambda: memories.gradient(mirror=memories.lq_retention(), hard_cap=True),
+      'the rule gradient has no form with `hard_cap`',
+    ),
+    (
+      lambda: memories.omega(window=2, orthogonal=3, soft_cap=True),
+      'the rule Omega has no form with `soft_cap`',
+    ),
+    (
+      lambda: memories.layer(memories.matrix(), memories.oja()._replace(soft_cap=True), 4),
+      'the rule Oja has no form with `soft_cap`',
+    ),
+    (lambda: memories.dgd(retention=False, soft_cap=True), '`soft_cap` needs `retention`'),
     (lambda: memories.layer(memories.mlp(4), memories.delta_rule(), 4), 'one matrix'),
     (lambda: memories.layer(memories.mlp(4), memories.oja(), 4), 'one matrix'),
     (

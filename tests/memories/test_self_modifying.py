@@ -17,7 +17,11 @@ from tests.memories import reference_self_modifying as reference
 BATCH, LENGTH, DIM, HEADS, HIDDEN, CHUNK, PROJECTION = 2, 21, 8, 2, 5, 4, 8
 VARIANTS = {
   'dgd-momentum': {},
-  'dgd-chunk_read-adaptive_q': {'rule': memories.dgd(), 'reads': 'chunk', 'adaptive': ROLES},
+  'dgd-capped-chunk_read-adaptive_q': {
+    'rule': memories.dgd(hard_cap=True, soft_cap=True),
+    'reads': 'chunk',
+    'adaptive': ROLES,
+  },
   'gradient-momentum-exponential': {
     'rule': memories.gradient(momentum=True),
     'adaptive': ('q', 'alpha', 'k'),
