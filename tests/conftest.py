@@ -1,11 +1,15 @@
 """Sets JAX up for every test: eight CPU devices, strict shapes, one compilation cache."""
 
+import importlib.metadata
 import os
 
 # One thread per operation: the workers of pytest-xdist already fill the cores. Quick compilation,
 # which is what most tests wait for. Set for single runs too, because compiled programs are cached
 # by these flags.
 FLAGS = '--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0'
+# Simpler code for fusions, in one piece; versions without these flags would not start.
+if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):
+  FLAGS += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'
 for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
   os.environ.setdefault(name, '1')

@@ -46,13 +46,8 @@ ONE_LAYER = dataclasses.replace(with_cms(HOPE, periods=(8, 16)), num_layers=1)
 
 @functools.cache
 def make(config):
-  """A model at its initialisation."""
-
-  def create():
-    return models.create(config, rngs=nnx.Rngs(0))
-
-  graph = nnx.graphdef(nnx.eval_shape(create))
-  return nnx.merge(graph, quick_jit(lambda: nnx.state(create()))())
+  """A model at its initialisation, draw by draw: models of one size share the compiled draws."""
+  return models.create(config, rngs=nnx.Rngs(0))
 
 
 def model(name):
@@ -78,7 +73,7 @@ def texts(batch_size=BATCH, length=LENGTH):
 
 @functools.cache
 def call(config):
-  """The compiled model, `(tokens, state) -> (logits, state)`."""
+  """The compiled model, `(tokens, state, learns=True) -> (logits, state)`."""
   return quick_jit(make(config))
 
 
@@ -89,12 +84,14 @@ def fresh(config, batch_size=BATCH):
   return quick_jit(lambda: model.init_state(batch_size, MAX_LENGTH))()
 
 
-def read(config, read, pieces, state=None):
+def read(config, read, pieces, state=None, learns=None):
   """Logits and state after reading tokens in pieces of some lengths, in one call each."""
   state = fresh(config, read.shape[0]) if state is None else state
+  learns = jnp.ones(read.shape, jnp.float32) if learns is None else learns
   begin, logits = 0, []
   for size in pieces:
-    out, state = call(config)(read[:, begin : begin + size], state)
+    piece = slice(begin, begin + size)
+    out, state = call(config)(read[:, piece], state, learns=learns[:, piece])
     logits.append(out)
     begin += size
   return jnp.concatenate(logits, axis=1), state
