@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from nlx import data, memories, models, training
+from nlx import cms, core, data, memories, models, training
 
 CHECKPOINTS = 'checkpoints'
 # Another value of one of these makes another run; the rest may change when a run resumes.
-FIXED = ('seed', 'model', 'data')
+FIXED = ('seed', 'model', 'stack', 'pretrained', 'data')
 
 
 class Language(NamedTuple):
@@ -47,8 +47,18 @@ def create(config: ml_collections.ConfigDict) -> Language:
   tokenizer = data.tokenizer(config.data.tokenizer)
   model_config = make_model_config(config.model, tokenizer.vocab_size)
   model = models.create(model_config, rngs=nnx.Rngs(config.seed))
+  if config.stack.periods:
+    model = stack(model, config)
   graph, params = nnx.split(model, nnx.Param)
   return Language(model, graph, nnx.as_pure(params), tokenizer)
+
+
+def stack(model: models.LanguageModel, config: ml_collections.ConfigDict) -> models.LanguageModel:
+  """Returns the model with the levels of `config.stack`."""
+  options = dict(config.stack)
+  periods, rule = tuple(options.pop('periods')), make_in_context_rule(options.pop('rule'))
+  rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1))  # Not those of the model.
+  return models.stack_levels(model, periods, rule=rule, rngs=rngs, **options)
 
 
 def make_model_config(
@@ -63,6 +73,8 @@ def make_model_config(
     raise ValueError(f'`model.family` must be one of {list(models.FAMILIES)}, got {family!r}.')
   if 'rule' in options:
     options['rule'] = make_rule(**dict(fields.rule))
+  if 'cms_rule' in options:
+    options['cms_rule'] = make_in_context_rule(fields.cms_rule)
   parameters, hidden = options.pop('parameters', None), options.pop('cms_hidden', None)
   make = functools.partial(models.FAMILIES[family], vocab_size=vocab_size, **options)
   if hidden or not parameters:
@@ -81,6 +93,17 @@ def make_rule(name: str, **options: Any) -> memories.Rule:
   if name not in rules:
     raise ValueError(f'`model.rule.name` must be one of {tuple(rules)}, got {name!r}.')
   return rules[name](**options)
+
+
+def make_in_context_rule(name: str) -> cms.InContextRule:
+  """Returns how blocks learn in context: by any optimizer of `nlx.training`, or DGD."""
+  rules = {'gradient_descent': cms.GRADIENT_DESCENT, 'dgd': cms.DELTA_GRADIENT_DESCENT}
+  rules |= {key: cms.InContextRule(key, make) for key, make in training.OPTIMIZERS.items()}
+  if name not in rules:
+    raise ValueError(
+      f'`model.cms_rule` and `stack.rule` must be one of {tuple(rules)}, got {name!r}.'
+    )
+  return rules[name]
 
 
 def loss_fn(graph: nnx.GraphDef) -> training.step.LossFn:
@@ -114,22 +137,34 @@ def continuation(
   *,
   max_tokens: int,
   key: jax.Array,
-  temperature: float,
-  top_k: int | None,
+  sampling: models.Sampling,
 ) -> str:
   """Returns what a model with these parameters writes after a prompt, fit for a terminal."""
-  tokens = language.tokenizer.encode(prompt)
-  if not len(tokens):
-    raise ValueError('`prompt` must hold at least one token, got an empty text.')
   written, _ = models.generate(
     nnx.merge(language.graph, params),
-    jnp.asarray(tokens, jnp.int32)[None],
+    encode(language, prompt),
     max_tokens=max_tokens,
     key=key,
-    temperature=temperature,
-    top_k=top_k,
+    sampling=sampling,
   )
-  text = language.tokenizer.decode(jax.device_get(written)[0])
+  return decode(language, written)
+
+
+def encode(language: Language, text: str) -> jax.Array:
+  """Returns the tokens of a text as a batch of one, [1, T].
+
+  Raises:
+    ValueError: If there are none.
+  """
+  tokens = language.tokenizer.encode(text)
+  if not len(tokens):
+    raise ValueError('`prompt` must hold at least one token, got an empty text.')
+  return jnp.asarray(tokens, jnp.int32)[None]
+
+
+def decode(language: Language, tokens: jax.Array) -> str:
+  """Returns the text of a batch of one, fit for a terminal."""
+  text = language.tokenizer.decode(jax.device_get(tokens)[0])
   return ''.join(c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text)
 
 
@@ -149,7 +184,7 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
   if path.exists():
     old = json.loads(path.read_text(encoding='utf-8'))
     for key in FIXED:
-      difference = _difference(old.get(key), new[key], key)
+      difference = core.first_difference(old.get(key), new[key], key)
       if difference:
         raise ValueError(
           f'`workdir` {str(workdir)!r} holds another run: {difference}. Use another folder, or '
@@ -172,24 +207,32 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(json.loads(path.read_text(encoding='utf-8')))
 
 
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+  """Returns whether a folder has a checkpoint from which a run resumes."""
+  folder = workdir / CHECKPOINTS
+  if not folder.exists():
+    return False
+  checkpoints = training.Checkpoints(folder, read_only=True)
+  try:
+    return bool(checkpoints.steps())
+  finally:
+    checkpoints.close()
+
+
 def restore_params(language: Language, workdir: pathlib.Path) -> Any:
   """Returns the parameters of the latest checkpoint in a folder."""
+  return restore(language, workdir)[0]
+
+
+def restore(language: Language, workdir: pathlib.Path) -> tuple[Any, int]:
+  """Returns the parameters of the latest checkpoint in a folder, and its step."""
   folder = workdir / CHECKPOINTS
   if not folder.exists():
     raise FileNotFoundError(f'`workdir` {str(workdir)!r} holds no run: there are no checkpoints.')
   checkpoints = training.Checkpoints(folder, read_only=True)
   try:
-    return checkpoints.restore_params(language.params)
+    params = checkpoints.restore_params(language.params)
   finally:
     checkpoints.close()
-
-
-def _difference(old: Any, new: Any, name: str) -> str | None:
-  """Describes the first leaf in which two nested dicts differ."""
-  if not (isinstance(old, dict) and isinstance(new, dict)):
-    return None if old == new else f'`{name}` was {old!r}, but is {new!r} here'
-  for key in sorted({*old, *new}):
-    found = _difference(old.get(key), new.get(key), f'{name}.{key}')
-    if found:
-      return found
-  return None
+  assert checkpoints.restored_step is not None
+  return params, checkpoints.restored_step

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import ml_collections
 
-from experiments import common, report
-from nlx import data, levels, parallel, training
+from experiments import common, pretrained, report
+from nlx import data, levels, models, parallel, training
 
 STACKED = ('blocks',)  # Parts of a model whose parameters have a leading axis of layers.
 
@@ -17,7 +17,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   """Trains, or resumes, in a folder and leaves the results there.
 
   Args:
-    config: As made by experiments/configs/lm.py.
+    config: As made by experiments/configs/lm.py or llama.py.
     workdir: Folder of the run; made if missing.
 
   Returns:
@@ -26,12 +26,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   language = common.create(config)
   corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
   task = make_task(config, language, corpus)
+  params = pretrained.first_params(config, language, workdir)
   common.write_config(config, workdir)
   if jax.process_index() == 0:
     print(levels.describe(language.model), flush=True)
   mesh = make_mesh(config)
   key = jax.random.key(config.seed)
-  state = training.init_state(language.params, task.tx, key=key)
+  state = training.init_state(params, task.tx, key=key)
   result = training.train(
     task,
     training.Settings(**config.training),
@@ -114,8 +115,7 @@ def make_hooks(
       options.prompt,
       max_tokens=options.max_tokens,
       key=jax.random.fold_in(key, step),
-      temperature=options.temperature,
-      top_k=options.top_k,
+      sampling=models.Sampling(options.temperature, options.top_k),
     )
 
   return training.Hooks(sample=sample, diagnose=common.diagnosis(language.graph))

@@ -16,6 +16,9 @@ moneta, yaad, atlas, samba. SIZE is one of
 At one size all models have equally many parameters, by the width of their MLPs. The large sizes
 need a text and a tokenizer of their own:
 `--config.data.corpus='corpus/*.txt' --config.data.tokenizer=tokenizer.json`.
+
+A run may begin where another run of the same model ended, and give its MLPs levels:
+`--config.pretrained=runs/old --config.stack.periods='(64, 256)'`. `llama.py` does that to a Llama.
 """
 
 from typing import Any
@@ -59,7 +62,41 @@ LARGE_LEVELS = {'memory_hidden': 64, 'chunk_size': 64, 'projection_chunk_size': 
 PERIODS = {'smoke': (32, 64), 'tiny': (64, 256)}
 LARGE_PERIODS = (256, 1024, 4096)
 LARGE_WINDOW = 1024
-RULE = {'name': 'dgd', 'momentum': True, 'retention': True, 'span': 1, 'literal': False}
+RULE = {
+  'name': 'dgd',
+  'momentum': True,
+  'retention': True,
+  'span': 1,
+  'literal': False,
+  'hard_cap': False,
+  'soft_cap': False,
+}
+
+# What of the self-modifying memories is adaptive, and when it is read; see `SelfModifyingConfig`.
+SELF_MODIFICATION = {
+  'adaptive': ('k', 'v', 'eta', 'alpha'),  # A subset of k, v, eta, alpha and q.
+  'own_targets': True,
+  'reads': 'token',  # Or chunk.
+  'rate_gate': 'sigmoid',  # Or exponential.
+}
+# How the blocks of the continuum memory system learn in context; see `CMSConfig`.
+IN_CONTEXT = {
+  'cms_form': 'sequential',  # Or nested, independent.
+  'cms_rule': 'gradient_descent',  # Or dgd, or any optimizer below.
+  'cms_rate': 0.1,
+  'cms_max_norm': 1.0,
+  'meta': 'full',  # The outer gradient through inner updates; or first, detached.
+}
+
+# Levels for MLPs that do not learn in context; see `nlx.models.stack_levels`.
+STACK = {
+  'periods': (),  # In tokens; the model stays as it is if there are none.
+  'form': 'independent',  # Or sequential, nested.
+  'rule': 'gradient_descent',  # As `cms_rule`.
+  'rate': 0.1,
+  'max_norm': 1.0,
+  'meta': 'full',  # Or first, detached.
+}
 
 # Steps, sequences per step, tokens per sequence, peak learning rate, warm-up steps.
 RUNS = {
@@ -103,6 +140,8 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
   config.seed = 0
   config.cache_dir = ''  # Compiled programs; the user's cache folder if empty.
   config.model = _model(family, size)
+  config.stack = {**STACK, 'hidden': config_dict.placeholder(int)}  # Width of new blocks in series.
+  config.pretrained = ''  # Folder of a run, or of a Llama, whose parameters are the first ones.
   config.data = {
     'corpus': 'documentation',  # Or python_source, a text file, a glob pattern.
     'max_bytes': config_dict.placeholder(int),
@@ -153,9 +192,13 @@ def _model(family: str, size: str) -> dict[str, Any]:
   fields['cms_hidden'] = config_dict.placeholder(int)  # Overrides `parameters`.
   levels = LEVELS.get(size, LARGE_LEVELS)
   if family == 'hope':
-    fields.update(levels, rule=RULE)
+    fields.update(levels, rule=RULE, **SELF_MODIFICATION)
   if family in ('hope', 'hope_attention'):
-    fields['cms_periods'] = PERIODS.get(size, LARGE_PERIODS)
+    fields.update(cms_periods=PERIODS.get(size, LARGE_PERIODS), **IN_CONTEXT)
+    fields['cms_shares'] = config_dict.placeholder(
+      tuple
+    )  # Of the hidden units; equal if not given.
+    fields['truncate'] = config_dict.placeholder(int)  # Cut the outer gradient every n updates.
   if family in DEEP:
     fields.update(memory_hidden=levels['memory_hidden'])
   if family == 'atlas':

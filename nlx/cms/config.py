@@ -39,7 +39,7 @@ class CMSConfig:
 
   Attributes:
     model_dim: D.
-    hidden: F of each block; their mean, with `shares`.
+    hidden: F of every block, or of each in the order of `periods`.
     periods: Tokens between in-context updates of each block, in the order in which x passes them; 0
       for a block that never changes inside a sequence. Periods other than 0 grow, each a multiple
       of the one before.
@@ -47,7 +47,6 @@ class CMSConfig:
       'nested' (Eq. 72), in series, but a slower block learns the initial weights of the next faster
       one, which restarts from them at the end of the slower period; 'independent' (Eq. 74), blocks
       side by side, joined by a learned weighted sum.
-    shares: The part of the hidden units that each block has, in any unit; equal if None.
     rule: How blocks learn in context.
     rate: Initial inner learning rate of every block; 0 for blocks that stay where they are.
     max_norm: Norm to which inner gradients are clipped.
@@ -60,10 +59,9 @@ class CMSConfig:
   """
 
   model_dim: int
-  hidden: int
+  hidden: int | tuple[int, ...]
   periods: tuple[int, ...]
   form: str = 'sequential'
-  shares: tuple[float, ...] | None = None
   rule: InContextRule = GRADIENT_DESCENT
   rate: float = 0.1
   max_norm: float = 1.0
@@ -72,20 +70,14 @@ class CMSConfig:
   param_dtype: Any = jnp.float32
 
   def __post_init__(self):
-    for name in ('model_dim', 'hidden'):
-      core.check_positive(name, getattr(self, name))
+    core.check_positive('model_dim', self.model_dim)
     for name in ('max_norm', 'norm_epsilon'):
       core.check_above_zero(name, getattr(self, name))
     if not 0 <= self.rate < float('inf'):
       raise ValueError(f'`rate` must be a finite number of at least 0, got {self.rate}.')
     core.check_choice('form', self.form, FORMS)
     self._check_periods()
-    shares = (1.0,) * len(self.periods) if self.shares is None else self.shares
-    if len(shares) != len(self.periods) or not all(share > 0 for share in shares):
-      raise ValueError(
-        f'`shares` must give each of the {len(self.periods)} blocks a number above 0, '
-        f'got {self.shares}.'
-      )
+    self._check_hidden()
 
   def _check_periods(self):
     if not self.periods or any(period < 0 for period in self.periods):
@@ -99,6 +91,18 @@ class CMSConfig:
     for i in range(1, len(periods)):
       core.check_divides(names[i - 1], periods[i - 1], names[i], periods[i])
 
+  def _check_hidden(self):
+    if not isinstance(self.hidden, tuple):
+      core.check_positive('hidden', self.hidden)
+      return
+    if len(self.hidden) != len(self.periods):
+      raise ValueError(
+        f'`hidden` must be one width or one of each of the {len(self.periods)} blocks, '
+        f'got {self.hidden}.'
+      )
+    for i, width in enumerate(self.hidden):
+      core.check_positive(f'hidden[{i}]', width)
+
   @property
   def in_context_periods(self) -> tuple[int, ...]:
     """Periods of the blocks that learn in context, fastest first."""
@@ -107,6 +111,6 @@ class CMSConfig:
   @property
   def widths(self) -> tuple[int, ...]:
     """F of each block."""
-    shares = self.shares or (1.0,) * len(self.periods)
-    units = self.hidden * len(shares) / sum(shares)
-    return tuple(max(1, round(units * share)) for share in shares)
+    if isinstance(self.hidden, tuple):
+      return self.hidden
+    return (self.hidden,) * len(self.periods)

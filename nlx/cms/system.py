@@ -1,5 +1,7 @@
 """The blocks of a continuum memory system as one module: in series, or side by side."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -39,10 +41,10 @@ class ContinuumMemory(nnx.Module):
     )
     learning = len(config.in_context_periods)
     zeros = jnp.zeros((learning,), config.param_dtype)
-    self.log_rate_factors = nnx.Param(zeros) if learning else None
+    self.log_rate_factors: Any = nnx.Param(zeros) if learning else None
     independent = config.form == 'independent'
     ones = jnp.ones((len(config.periods),), config.param_dtype)
-    self.aggregation = nnx.Param(ones) if independent else None
+    self.aggregation: Any = nnx.Param(ones) if independent else None
 
   def rates(self) -> jax.Array:
     """Inner learning rates of the blocks that learn in context, [..., blocks], fastest first."""

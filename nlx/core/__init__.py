@@ -1,4 +1,4 @@
-"""What knows no learning: axis letters, checks, pytree arithmetic, rematerialised scans.
+"""What knows no learning: axis letters, checks, files, pytree arithmetic, rematerialised scans.
 
 Axis letters, used in every shape comment of this package:
 
@@ -16,6 +16,8 @@ L     layers
 """
 
 from nlx.core.checks import check_above_zero, check_choice, check_divides, check_positive
+from nlx.core.differences import first_difference
+from nlx.core.files import replace_file
 from nlx.core.orthogonal import QUINTIC, Triple, matrix_norm, orthogonalize
 from nlx.core.products import matmul, power
 from nlx.core.scan import join_time, scan_chunks, split_time
@@ -36,11 +38,13 @@ __all__ = [
   'check_divides',
   'check_positive',
   'clip_by_norm',
+  'first_difference',
   'join_time',
   'matmul',
   'matrix_norm',
   'orthogonalize',
   'power',
+  'replace_file',
   'scan_chunks',
   'select',
   'split_time',

@@ -1,5 +1,5 @@
 """Weights in and out: checkpoints that other programs write and read."""
 
-from nlx.interop.llama import load_llama, save_llama
+from nlx.interop.llama import llama_config, load_llama, save_llama
 
-__all__ = ['load_llama', 'save_llama']
+__all__ = ['llama_config', 'load_llama', 'save_llama']

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
-import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from nlx import core
 
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
@@ -80,25 +81,10 @@ def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
 
   # Readers of the format want to know the order of the axes; 'pt' is that of torch.
   metadata = {'format': 'pt'}
-  _replace(path, lambda part: safetensors.numpy.save_file(tensors, part, metadata))
+  core.replace_file(path, lambda part: safetensors.numpy.save_file(tensors, part, metadata))
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
   """Writes a JSON object; until it is complete, a file of before stays."""
   text = json.dumps(value, indent=2) + '\n'
-  _replace(path, lambda part: part.write_text(text, encoding='utf-8'))
-
-
-def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
-  """Has `write` fill a file beside `path`, then gives it that name."""
-  part = path.with_name(f'{path.name}.part')
-  try:
-    part.touch()
-    mode = part.stat().st_mode  # That of any new file; safetensors let only the owner read.
-    write(part)
-    part.chmod(mode)
-    with open(part, 'rb') as file:
-      os.fsync(file.fileno())  # The name must not outlive a crash that the contents do not.
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+  core.replace_file(path, lambda part: part.write_text(text, encoding='utf-8'))

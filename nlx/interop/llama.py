@@ -79,8 +79,8 @@ def load_llama(
     Touvron et al., LLaMA, arXiv 2302.13971.
   """
   folder = pathlib.Path(folder)
+  config = llama_config(folder, dtype=dtype, param_dtype=param_dtype)
   described = files.read_json(folder / files.CONFIG)
-  config = _read_config(described, dtype=dtype, param_dtype=param_dtype)
   tied = _get(described, 'tie_word_embeddings', False)
   table = _parameters(config, tied)
   model = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
@@ -93,6 +93,27 @@ def load_llama(
   assert core.tree_size(pure) == model.num_parameters()
   nnx.update(model, pure)
   return model
+
+
+def llama_config(
+  folder: str | os.PathLike, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
+) -> models.LanguageModelConfig:
+  """The configuration of the Transformer++ that `load_llama` makes; only config.json is read.
+
+  Args:
+    folder: Of the checkpoint.
+    dtype: Of matrix products.
+    param_dtype: Of parameters, whatever the checkpoint's.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    FileNotFoundError: If config.json is missing.
+    ValueError: If it describes something that Transformer++ has not.
+  """
+  described = files.read_json(pathlib.Path(folder) / files.CONFIG)
+  return _read_config(described, dtype=dtype, param_dtype=param_dtype)
 
 
 def save_llama(
@@ -132,7 +153,7 @@ def _parameters(config: models.LanguageModelConfig, tied: bool) -> list[_Paramet
   """Every parameter of Transformer++ and its tensors, in the layout of [out, in] matrices."""
   mixer = config.mixer
   assert isinstance(mixer, AttentionConfig)
-  vocab, dim, hidden = config.vocab_size, config.model_dim, config.cms.hidden
+  vocab, dim, hidden = config.vocab_size, config.model_dim, config.cms.widths[0]
   queries, shared = mixer.num_heads * mixer.key_dim, mixer.kv_heads * mixer.key_dim
   attention, mlp = 'model.layers.{}.self_attn.', 'model.layers.{}.mlp.'
   projections = {f'{attention}q_proj.weight': queries}
@@ -289,7 +310,7 @@ def _write_config(config: models.LanguageModelConfig, dtype: Any, max_length: in
     'model_type': 'llama',
     'vocab_size': config.vocab_size,
     'hidden_size': config.model_dim,
-    'intermediate_size': config.cms.hidden,
+    'intermediate_size': config.cms.widths[0],
     'num_hidden_layers': config.num_layers,
     'num_attention_heads': mixer.num_heads,
     'num_key_value_heads': mixer.kv_heads,

@@ -321,6 +321,7 @@ def samba(**options: Any) -> LanguageModelConfig:
   scan, rest = split_options(SelectiveScanConfig, options)
   attention, rest = _window({'num_persistent': 0, **rest}, rest['num_heads'])
   like = around('samba', attention, **rest)
-  feed_forward = FeedForwardConfig(like.model_dim, like.cms.hidden, like.dtype, like.param_dtype)
+  width = max(like.cms.widths)
+  feed_forward = FeedForwardConfig(like.model_dim, width, like.dtype, like.param_dtype)
   parts = (SelectiveScanConfig(**scan), feed_forward, attention)
   return around('samba', SeriesConfig(parts, like.norm_epsilon), **rest)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from nlx import core
 from nlx.cms import CMSConfig
 from nlx.memories.attention import AttentionConfig
 from nlx.memories.self_modifying import SelfModifyingConfig
@@ -39,13 +40,14 @@ def around(
     mlp_hidden: F of the MLP; 8 D / 3, rounded up to a multiple of 32, if not given. `cms_hidden` is
       another name of it.
     **options: Fields of `LanguageModelConfig`, and those of its `CMSConfig` as `cms_periods`,
-      `cms_form` and so on.
+      `cms_form` and so on; `cms_shares`, if not None, says which part of the hidden units each
+      block has, in any unit, F being their mean.
 
   Returns:
     The configuration.
 
   Raises:
-    ValueError: If both names are given.
+    ValueError: If both names are given, or `cms_shares` has not one number above 0 for each block.
   """
   options.pop('model_dim', None)  # That of the mixer.
   own = {name: options.pop(name) for name in tuple(options) if name.startswith('cms_')}
@@ -56,8 +58,20 @@ def around(
   hidden = -(-8 * mixer.model_dim // 96) * 32 if hidden is None else hidden
   shared = {name: options[name] for name in ('norm_epsilon', *_DTYPES) if name in options}
   fields = {'periods': (0,), **{name.removeprefix('cms_'): value for name, value in own.items()}}
+  if (shares := fields.pop('shares', None)) is not None:
+    hidden = _divide(hidden, shares, len(fields['periods']))
   cms = CMSConfig(model_dim=mixer.model_dim, hidden=hidden, **fields, **shared)
   return LanguageModelConfig(name=name, mixer=mixer, cms=cms, **options)
+
+
+def _divide(hidden: int, shares: tuple[float, ...], count: int) -> tuple[int, ...]:
+  """Widths of blocks whose mean is `hidden`, but for rounding."""
+  core.check_positive('cms_hidden', hidden)
+  if len(shares) != count or not all(share > 0 for share in shares):
+    raise ValueError(
+      f'`cms_shares` must give each of the {count} blocks a number above 0, got {shares}.'
+    )
+  return tuple(max(1, round(hidden * count * share / sum(shares))) for share in shares)
 
 
 def hope(

@@ -5,12 +5,12 @@ import pytest
 from nlx import cms
 
 
-def test_blocks_have_equal_widths_without_shares():
+def test_one_width_is_that_of_every_block():
   assert cms.CMSConfig(8, 12, (0, 4, 8)).widths == (12, 12, 12)
 
 
-def test_shares_divide_the_hidden_units_of_all_blocks():
-  assert cms.CMSConfig(8, 12, (0, 4, 8), shares=(1, 2, 6)).widths == (4, 8, 24)
+def test_each_block_may_have_a_width_of_its_own():
+  assert cms.CMSConfig(8, (4, 8, 25), (0, 4, 8)).widths == (4, 8, 25)
 
 
 def test_blocks_of_period_zero_do_not_learn_in_context():
@@ -21,8 +21,8 @@ def test_blocks_of_period_zero_do_not_learn_in_context():
   ('options', 'message'),
   [
     ({'form': 'serial'}, "`form` must be one of .*'sequential'.*, got 'serial'"),
-    ({'shares': (1.0,)}, r'`shares` must give each of the 2 blocks a number above 0, got \(1.0,\)'),
-    ({'shares': (1.0, 0.0)}, r'`shares` must give each of the 2 blocks .*, got \(1.0, 0.0\)'),
+    ({'hidden': (12,)}, r'`hidden` must be one width or one of each of the 2 blocks, got \(12,\)'),
+    ({'hidden': (12, 0)}, r'`hidden\[1\]` must be an integer of at least 1, got 0'),
     ({'rate': float('inf')}, '`rate` must be a finite number of at least 0, got inf'),
     ({'periods': (8, 12)}, r'`periods\[1\]` must be a multiple of `periods\[0\]`, got 12 and 8'),
   ],

@@ -19,8 +19,8 @@ def inputs():
 
 
 @functools.cache
-def chain(periods=PERIODS, **options):
-  config = cms.CMSConfig(DIM, HIDDEN, periods, rate=RATE, **options)
+def chain(periods=PERIODS, hidden=HIDDEN, **options):
+  config = cms.CMSConfig(DIM, hidden, periods, rate=RATE, **options)
   return cms.ContinuumMemory(config, rngs=nnx.Rngs(0))
 
 
@@ -121,9 +121,9 @@ def test_nested_blocks_are_a_chain():
   )
 
 
-def test_shares_are_the_widths_of_the_blocks():
-  shapes = [block.down.kernel.shape for block in chain((0, 4), shares=(1, 3)).blocks]
-  assert shapes == [(HIDDEN // 2, DIM), (3 * HIDDEN // 2, DIM)]
+def test_blocks_have_the_widths_that_they_are_given():
+  shapes = [block.down.kernel.shape for block in chain((0, 4), hidden=(6, 17)).blocks]
+  assert shapes == [(6, DIM), (17, DIM)]
 
 
 def test_blocks_that_capture_have_the_moments_of_their_inputs_as_gradients():

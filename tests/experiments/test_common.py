@@ -37,7 +37,7 @@ def test_folder_of_another_run_is_an_error(tmp_path, section, key, value, messag
 
 def test_folder_of_another_model_is_an_error(tmp_path):
   common.write_config(lm.get_config('hope-tiny'), tmp_path)
-  with pytest.raises(ValueError, match='holds another run: `model.chunk_size` was 16'):
+  with pytest.raises(ValueError, match='holds another run: `model.adaptive` was'):
     common.write_config(lm.get_config('transformer-tiny'), tmp_path)
 
 

@@ -109,6 +109,21 @@ def test_llama_streams_the_golden_logits(llama, golden):
   np.testing.assert_allclose(got, golden['logits'], atol=problems.TOLERANCE)
 
 
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize(('form', 'tied'), [('independent', True), ('sequential', False)])
+def test_llama_with_levels_gives_the_logits_of_the_llama(checkpoint, golden, form, tied):
+  """At a rate of 0, across updates of both levels."""
+  if tied:
+    configure(checkpoint, tie_word_embeddings=True)
+    save_tensors(checkpoint, {n: x for n, x in load_tensors(checkpoint).items() if n != HEAD})
+  llama = load_llama(checkpoint, dtype=jnp.float64, param_dtype=jnp.float64)
+  ids = jnp.asarray(golden['tokens'], jnp.int32)
+  model = models.stack_levels(llama, (2, 4), form=form, rate=0.0, rngs=nnx.Rngs(0))
+  args = ids, jnp.roll(ids, -1, axis=1), jnp.ones(ids.shape), lambda fast, carry, logits: logits
+  got = jnp.concatenate(list(quick_jit(lambda: model.run(*args).outputs)()), axis=1)
+  np.testing.assert_allclose(got, problems.logits(llama, ids), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
   'changes',
   [{}, {'num_kv_heads': 1}, {'head_dim': 6}, {'num_layers': 1}, {'param_dtype': jnp.bfloat16}],

@@ -17,6 +17,16 @@ def test_hope_takes_a_width_of_its_blocks():
   assert models.hope(**HOPE, cms_hidden=40).cms.hidden == 40
 
 
+def test_shares_divide_the_hidden_units_of_all_blocks():
+  assert models.hope(**HOPE, cms_hidden=12, cms_shares=(1, 3)).cms.widths == (6, 18)
+
+
+@pytest.mark.parametrize('shares', [(1.0,), (1.0, 0.0)])
+def test_share_must_be_above_zero_for_each_block(shares):
+  with pytest.raises(ValueError, match='`cms_shares` must give each of the 2 blocks a number'):
+    models.hope(**HOPE, cms_shares=shares)
+
+
 @pytest.mark.parametrize(('model_dim', 'hidden'), [(16, 64), (48, 128), (96, 256), (100, 288)])
 def test_transformer_hidden_width_is_eight_thirds_in_multiples_of_32(model_dim, hidden):
   sizes = {**problems.SIZES, 'model_dim': model_dim}

@@ -1,0 +1,147 @@
+"""Runs that begin with the parameters of another run or of a Llama, and their levels."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from flax import nnx
+
+from experiments import common, language_model, pretrained
+from experiments.configs import llama, lm
+from nlx import interop, training
+from tests.interop import problems
+
+PERIODS = (16, 32)
+
+
+def smoke(**changes):
+  config = lm.get_config('transformer-smoke')
+  config.data.batch_size = 8  # As many as there are devices.
+  config.training.steps = 2
+  for name, value in changes.items():
+    section, _, key = name.rpartition('__')
+    (config[section] if section else config)[key] = value
+  return config
+
+
+def stacked(folder, **changes):
+  return smoke(pretrained=str(folder), stack__periods=PERIODS, **changes)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """What a run of another seed leaves, had it no steps: its configuration and a checkpoint."""
+  workdir = tmp_path_factory.mktemp('run')
+  config = smoke(seed=1)
+  common.write_config(config, workdir)
+  language = common.create(config)
+  empty = training.optimizer('adamw', 0.1)
+  state = training.init_state(language.params, empty, key=jax.random.key(0))
+  checkpoints = training.Checkpoints(workdir / common.CHECKPOINTS)
+  checkpoints.save(state, data={}, meta={})
+  checkpoints.close()
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+  """As many ids as the golden Llama has."""
+  path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.json'
+  vocabulary = {chr(33 + i): i for i in range(64)}
+  tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='!')).save(str(path))
+  return str(path)
+
+
+def first_params(config, workdir):
+  return pretrained.first_params(config, common.create(config), workdir)
+
+
+def assert_equal(one, other):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_run_begins_with_the_stacked_parameters_of_another(finished, tmp_path):
+  config = stacked(finished)
+  base = nnx.merge(*common.create(smoke(seed=1))[1:3])
+  expected = nnx.as_pure(nnx.state(common.stack(base, config), nnx.Param))
+  assert_equal(first_params(config, tmp_path), expected)
+
+
+def test_run_begins_with_the_parameters_of_another_with_the_same_levels(finished, tmp_path):
+  base = common.create(smoke(seed=1))
+  assert_equal(first_params(smoke(pretrained=str(finished)), tmp_path), base.params)
+
+
+def test_stacked_run_trains_and_resumes_without_the_pretrained_one(finished, tmp_path):
+  start = shutil.copytree(finished, tmp_path / 'start')
+  config, workdir = stacked(start), tmp_path / 'run'
+  config.training.checkpoint_every = 1
+  summary = language_model.run(config, workdir)
+  shutil.rmtree(start)
+  shutil.rmtree(workdir / common.CHECKPOINTS / '2')  # As if killed before it was saved.
+  again = language_model.run(config, workdir)
+  assert (again['steps'], again['val_loss']) == (2, summary['val_loss'])
+  params = common.restore_params(common.create(common.read_config(workdir)), workdir)
+  assert len(params['blocks']['cms']['blocks']) == len(PERIODS)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model__num_heads': 4}, '`model.num_heads` was 2, but is 4 here'),
+    ({'model__cms_hidden': 8}, '`model.cms_hidden` was None, but is 8 here'),
+  ],
+)
+def test_another_model_is_refused(finished, tmp_path, changes, message):
+  with pytest.raises(ValueError, match=f'holds another model: {message}'):
+    first_params(stacked(finished, **changes), tmp_path)
+
+
+def test_folder_without_a_model_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match='holds neither a run nor a Llama: there is no conf'):
+    first_params(stacked(tmp_path), tmp_path)
+
+
+def test_another_vocabulary_is_refused(finished, tmp_path, tokenizer):
+  config = stacked(finished, data__tokenizer=tokenizer)
+  with pytest.raises(ValueError, match='embedding.* is float32.256, 32. in the checkpoint'):
+    first_params(config, tmp_path)
+
+
+def test_levels_of_another_run_are_not_replaced(finished, tmp_path):
+  other = shutil.copytree(finished, tmp_path / 'other')
+  common.write_config(stacked(''), tmp_path / 'levels')
+  shutil.copy(tmp_path / 'levels' / 'config.json', other)
+  with pytest.raises(ValueError, match=r'`stack.periods` was \[16, 32\], but is \[32\] here'):
+    first_params(smoke(pretrained=str(other), stack__periods=(32,)), tmp_path)
+
+
+# ----- Llama
+
+
+def test_run_begins_with_a_llama(tmp_path, tokenizer):
+  config = llama.get_config(str(problems.LLAMA))
+  config.data.tokenizer, config.stack.periods = tokenizer, (4, 8)
+  config.model.dtype = 'float32'
+  blocks = first_params(config, tmp_path)['blocks']['cms']['blocks']
+  down = interop.load_llama(problems.LLAMA).blocks.cms.blocks[0].down.kernel[...]
+  got = jnp.concatenate([blocks[i]['down']['kernel'] for i in range(2)], axis=1)
+  np.testing.assert_array_equal(got, down)
+
+
+def test_llama_needs_its_tokenizer(tmp_path):
+  config = llama.get_config(str(problems.LLAMA))
+  config.data.tokenizer = 'bytes'
+  with pytest.raises(ValueError, match="must have the 64 ids of `pretrained` .* 'bytes' has 256"):
+    first_params(config, tmp_path)
+
+
+def test_llama_of_other_sizes_is_refused(tmp_path, tokenizer):
+  config = llama.get_config(str(problems.LLAMA))
+  config.data.tokenizer, config.model.rope_base = tokenizer, 1000.0
+  with pytest.raises(ValueError, match='`model.mixer.rope_base` was 500.0, but is 1000.0 here'):
+    first_params(config, tmp_path)
