@@ -1,4 +1,4 @@
-"""Runs studies of optimizers, and leaves their records and figures among the results.
+"""Runs studies, and leaves their records and figures among the results.
 
   python -m experiments.study --name=curved_valley [--smoke]
   python -m experiments.study --name=all
@@ -22,6 +22,11 @@ from experiments.reporting import provenance, tables
 STUDIES = (
   'minute',
   'language',
+  'ablation',
+  'second_reading',
+  'long_context',
+  'domains',
+  'continual_digits',
   'curved_valley',
   'digits',
   'gradient_horizon',

@@ -69,7 +69,7 @@ def writer(name: str, batch: int, max_tokens: int) -> functools.partial:
     nnx.merge(language.graph, language.params),
     jnp.zeros((batch, 1), jnp.int32),
     max_tokens=max_tokens,
-    temperature=0,
+    sampling=models.GREEDY,
   )
 
 

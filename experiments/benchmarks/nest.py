@@ -114,8 +114,7 @@ def flat(system: list[levels.PeriodicLevel], chunk: int, *, remat: bool) -> Call
     def one_chunk(live, indexed):
       states, carry = live
       seen, x = indexed
-      fast = tuple(level.read(state) for level, state in zip(system, states, strict=True))
-      results, signals = levels.gradient_step(cell, slow, fast, carry, x)
+      results, signals = levels.gradient_step(cell, system, slow, states, carry, x)
       loss, count, carry, outputs = results
       moved = zip(system, states, signals, strict=True)
       states = tuple(update(*level, seen * chunk) for level in moved)

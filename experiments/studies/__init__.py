@@ -1,4 +1,4 @@
-"""Small experiments with optimizers, each a question, a table and a figure."""
+"""Small experiments with optimizers and levels, each a question, a table and a figure."""
 
 from typing import Any, NamedTuple
 

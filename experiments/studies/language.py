@@ -1,18 +1,13 @@
 """Optimizers on the small language models and English documentation, at equal tuning."""
 
-import json
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import common, language_model
 from experiments.benchmarks import timing
 from experiments.configs import lm
-from experiments.reporting import provenance
-from experiments.studies import Found
-from nlx import data, training
+from experiments.studies import Found, short_run
 
 TITLE = 'Optimizers on language models'
 CAPTION = (
@@ -61,43 +56,9 @@ RATES: dict[str, dict[str, Rates]] = {
     'deep_momentum': (1.5e-3, 4.5e-3, 1.35e-2),
   },
 }
-MEMORY = provenance.ROOT / 'runs' / 'studies' / 'language.jsonl'
 OWN_SCALE = ('delta_momentum', 'deep_momentum')  # Their rates are of no use to AdamW.
 
 STYLES = ('-', '--', '-.', ':', (0, (5, 1)), (0, (1, 1)))
-
-
-class Run(NamedTuple):
-  """One run."""
-
-  losses: list[float]  # [steps] nats per byte
-  bits_per_byte: float  # held out
-
-  @property
-  def train_loss(self) -> float:
-    """The mean over the last steps; infinite if the run diverged."""
-    last = float(np.mean(self.losses[-20:]))
-    return last if np.isfinite(last) else float('inf')
-
-
-class Step:
-  """A training step that goes on from its own last state."""
-
-  def __init__(self, task: training.Task, params: Any, seed: int):
-    """Compiles nothing yet."""
-    self.state = training.init_state(params, task.tx, key=jax.random.key(seed))
-    self.step, self.batches = training.make_step(task.loss_fn, task.tx), task.batches
-    self.batch: Any = None
-
-  def advance(self) -> float:
-    """Takes one step on the next batch and returns its loss."""
-    self.batch = jax.device_put(next(self.batches))
-    return float(self())
-
-  def __call__(self) -> jax.Array:
-    """Takes one step, on the last batch again, and returns its loss."""
-    self.state, metrics = self.step(self.state, self.batch)
-    return metrics['loss']
 
 
 def run(sizes: Sizes) -> Found:
@@ -116,67 +77,44 @@ def run(sizes: Sizes) -> Found:
             'optimizer': name,
             'rate': f'{rate:g}' + ', at the edge' * at_edge,
             'seed': seed,
-            'train_loss': one.train_loss,
-            'held_out_bits_per_byte': one.bits_per_byte,
+            'train_loss': short_run.last_loss(one['losses']),
+            'held_out_bits_per_byte': one['bits_per_byte'],
             'ms_per_step': 1e3 * seconds[name],
           }
         )
-    curves = {name: [one.losses for one in runs] for name, (_, runs) in tuned.items()}
+    curves = {name: [one['losses'] for one in runs] for name, (_, runs) in tuned.items()}
     _plot(axes, model, curves, seconds)
   return Found(rows, figure)
 
 
-def tune(sizes: Sizes, model: str, name: str) -> tuple[float, list[Run]]:
+def tune(sizes: Sizes, model: str, name: str) -> tuple[float, list[dict[str, Any]]]:
   """Returns the best learning rate and its runs, one for each seed."""
+
+  def run(rate, seed):
+    key = (model, name, rate, seed, sizes.steps)
+    return short_run.remember('language', key, lambda: train(sizes, model, name, rate, seed))
+
   rates = RATES[_family(model)][name][: sizes.tries]
-  tried = {rate: remember(sizes, model, name, rate, sizes.seeds[0]) for rate in rates}
-  best = min(tried, key=lambda rate: tried[rate].train_loss)
-  rest = [remember(sizes, model, name, best, seed) for seed in sizes.seeds[1:]]
-  print(model, name, {rate: one.train_loss for rate, one in tried.items()}, flush=True)
-  return best, [tried[best], *rest]
+  tried = {rate: run(rate, sizes.seeds[0]) for rate in rates}
+  losses = {rate: short_run.last_loss(one['losses']) for rate, one in tried.items()}
+  best = min(losses, key=lambda rate: losses[rate])
+  print(model, name, losses, flush=True)
+  return best, [tried[best], *(run(best, seed) for seed in sizes.seeds[1:])]
 
 
-def remember(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> Run:
-  """Trains, or finds the run in a file that an interrupted study at the same commit has left."""
-  commit = provenance.commit()
-  key = [commit, model, name, rate, seed, sizes.steps]
-  lines = MEMORY.read_text(encoding='utf-8').splitlines() if MEMORY.exists() else []
-  for line in map(json.loads, lines):
-    if line['key'] == key and not commit.endswith('-dirty'):
-      return Run(**line['run'])
-  found = train(sizes, model, name, rate, seed)
-  MEMORY.parent.mkdir(parents=True, exist_ok=True)
-  with MEMORY.open('a', encoding='utf-8') as file:
-    file.write(json.dumps({'key': key, 'run': found._asdict()}) + '\n')
-  jax.clear_caches()  # Dozens of compiled programs are more than a process may hold.
-  return found
-
-
-def train(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> Run:
+def train(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> dict[str, Any]:
   """Trains once."""
-  task, params = prepare(sizes, model, name, rate, seed)
-  step = Step(task, params, seed)
-  losses = [step.advance() for _ in range(sizes.steps)]
-  validation = map(jax.device_put, task.validation)
-  loss, _ = training.evaluate(training.make_eval(task.loss_fn), step.state.params, validation)
-  return Run(losses, training.bits_per_byte(loss, task.validation_bytes_per_token))
-
-
-def prepare(
-  sizes: Sizes, model: str, name: str, rate: float, seed: int
-) -> tuple[training.Task, Any]:
-  """Returns what is learned, and the first parameters."""
-  config = configure(sizes, model, name, rate, seed)
-  language = common.create(config)
-  corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
-  return language_model.make_task(config, language, corpus), language.params
+  trained = short_run.train(configure(sizes, model, name, rate, seed))
+  return {'losses': trained.losses, 'bits_per_byte': trained.bits_per_byte}
 
 
 def time_steps(sizes: Sizes, model: str, rates: dict[str, float]) -> dict[str, float]:
   """Returns the seconds of a step of each optimizer, which take turns."""
-  steps = [Step(*prepare(sizes, model, name, rate, 0), seed=0) for name, rate in rates.items()]
-  for step in steps:
-    step.advance()
+  steps = []
+  for name, rate in rates.items():
+    task, language = short_run.prepare(configure(sizes, model, name, rate, 0))
+    steps.append(short_run.Step(task, language.params, seed=0))
+    steps[-1].advance()
   return dict(zip(rates, timing.medians(steps, sizes.turns), strict=True))
 
 

@@ -28,6 +28,33 @@ def python_source() -> bytes:
   return b'\n'.join(path.read_bytes() for path in paths if _is_library(path, root))
 
 
+def c_headers() -> bytes:
+  """Returns the C headers of NumPy, about 380 KB."""
+  import numpy
+
+  return _join(pathlib.Path(numpy.get_include()), ('*.h',))
+
+
+def configuration() -> bytes:
+  """Returns the JSON and TOML files of the installed packages; another text on another machine."""
+  return _join(pathlib.Path(sysconfig.get_path('purelib')), ('*.json', '*.toml'))
+
+
+def _join(root: pathlib.Path, patterns: tuple[str, ...]) -> bytes:
+  """The files below a folder, in the order of their paths, that are UTF-8."""
+  paths = [path for pattern in patterns for path in root.rglob(pattern) if path.is_file()]
+  paths.sort(key=lambda path: path.relative_to(root).as_posix())
+  return b'\n'.join(text for path in paths if _is_utf8(text := path.read_bytes()))
+
+
+def _is_utf8(text: bytes) -> bool:
+  try:
+    text.decode('utf-8')
+  except UnicodeDecodeError:
+    return False
+  return True
+
+
 def _is_library(path: pathlib.Path, root: pathlib.Path) -> bool:
   if _SKIPPED_FOLDERS & set(path.relative_to(root).parts):
     return False
@@ -37,6 +64,8 @@ def _is_library(path: pathlib.Path, root: pathlib.Path) -> bool:
 CORPORA: dict[str, Callable[[], bytes]] = {
   'documentation': documentation,
   'python_source': python_source,
+  'c_headers': c_headers,
+  'configuration': configuration,
 }
 
 

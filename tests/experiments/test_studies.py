@@ -1,22 +1,42 @@
 import importlib
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from experiments.reporting import tables
-from experiments.studies import digits, language, minute
-from nlx import data
+from experiments import common
+from experiments.reporting import provenance, tables
+from experiments.studies import (
+  ablation,
+  digits,
+  domains,
+  long_context,
+  minute,
+  second_reading,
+  short_run,
+)
+from nlx import data, models
 
 
 @pytest.mark.parametrize(
   'name',
-  ['curved_valley', 'gradient_horizon', 'language', 'orthogonal_tasks', 'singular_values'],
+  [
+    'continual_digits',
+    'curved_valley',
+    'domains',
+    'gradient_horizon',
+    'language',
+    'orthogonal_tasks',
+    'second_reading',
+    'singular_values',
+  ],
 )
 def test_study_finds_finite_numbers_and_draws_them(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(short_run, 'FOLDER', tmp_path)
   study = importlib.import_module(f'experiments.studies.{name}')
-  if hasattr(study, 'MEMORY'):
-    monkeypatch.setattr(study, 'MEMORY', tmp_path / 'runs.jsonl')
   found = study.run(study.SMOKE)
   values = [value for row in found.rows for value in row.values()]
   assert all(math.isfinite(value) for value in values if isinstance(value, int | float))
@@ -24,15 +44,46 @@ def test_study_finds_finite_numbers_and_draws_them(name, tmp_path, monkeypatch):
   assert found.figure is not None
 
 
-def test_language_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
-  monkeypatch.setattr(language, 'MEMORY', tmp_path / 'runs.jsonl')
-  monkeypatch.setattr(language.provenance, 'commit', lambda: 'a' * 12)
-  args = (language.SMOKE, 'transformer-smoke', 'delta_momentum', 0.1, 0)
-  first = language.remember(*args)
-  monkeypatch.delattr(language, 'train')
-  assert language.remember(*args) == first
-  with pytest.raises(NameError):
-    language.remember(*args[:-1], 1)
+def test_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+  monkeypatch.setattr(short_run, 'FOLDER', tmp_path)
+  monkeypatch.setattr(provenance, 'commit', lambda: 'a' * 12)
+  runs = iter(range(10))
+  remember = lambda key: short_run.remember('study', key, lambda: {'run': next(runs)})  # noqa: E731
+  assert [remember(key)['run'] for key in ((1, 'a'), (2, 'a'), (1, 'a'))] == [0, 1, 0]
+  monkeypatch.setattr(provenance, 'commit', lambda: 'b' * 12)
+  assert remember((1, 'a'))['run'] == 2
+
+
+@pytest.mark.parametrize('fields', ablation.VARIANTS.values(), ids=ablation.VARIANTS)
+def test_ablation_compares_models_of_equal_size(fields):
+  config = short_run.small('hope', steps=2, **fields)
+  size = models.count_parameters(common.make_model_config(config.model, 256))
+  assert size == pytest.approx(short_run.PARAMETERS + 2 * 256 * short_run.WIDTH, rel=0.03)
+
+
+def test_second_reading_without_rates_learns_nothing():
+  """Then a text costs the same whatever came before the last states of the memories."""
+  config = short_run.small('hope', smoke=True, steps=2)
+  language = common.create(config)
+  trained = short_run.Trained(language, language.params, [], 0.0)
+  still = second_reading.without_rates(trained.params)
+  rates = nnx.merge(language.graph, still).blocks.cms.rates()
+  np.testing.assert_array_equal(rates, 0)
+  assert float(nnx.merge(language.graph, trained.params).blocks.cms.rates().min()) > 0
+
+
+def test_long_context_compares_stretches_of_the_text():
+  bits = np.repeat([1.0, 2.0, 4.0, 8.0], [8, 8, 16, 32])  # To 512, 1024, 2048 and 4096.
+  found = long_context.by_position(bits)
+  assert found == {'to_512': 1, 'to_1024': 2, 'to_2048': 4, 'to_4096': 8, 'rise': 7}
+
+
+def test_domains_counts_what_is_forgotten():
+  """Of a table [phases, domains] in bits, where less is better."""
+  table = np.array([[2, 9, 9, 9], [3, 4, 9, 9], [5, 4, 1, 9], [4, 6, 2, 3], [2, 9, 9, 9]], float)
+  found = domains.summary(table)
+  assert found['forgotten'] == 5 - 2
+  assert found['forgetting'] == pytest.approx(((4 - 2) + (6 - 4) + (2 - 1)) / 3)
 
 
 def test_minute_has_a_row_of_both_models_of_bytes():
@@ -52,16 +103,32 @@ def test_unigram_model_knows_the_bytes_of_the_training_text():
   np.testing.assert_allclose(minute.unigram(corpus), expected, rtol=1e-6)
 
 
+DIGITS_RULES = ('AdamW', 'M3')  # For all parameters, and for matrices.
+
+
 @pytest.fixture(scope='module')
 def digits_rows():
-  return digits.run(digits.SMOKE).rows
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(digits, 'RULES', {name: digits.RULES[name] for name in DIGITS_RULES})
+    return digits.run(digits.SMOKE).rows
 
 
 def test_digits_has_a_finite_row_for_each_optimizer_and_seed(digits_rows):
   things = [(row['optimizer'], row['seed']) for row in digits_rows]
-  assert things == [(name, seed) for name in digits.RULES for seed in digits.SMOKE.seeds]
+  assert things == [(name, seed) for name in DIGITS_RULES for seed in digits.SMOKE.seeds]
   values = [value for row in digits_rows for value in row.values()]
   assert all(math.isfinite(value) for value in values if not isinstance(value, str))
+
+
+@pytest.mark.parametrize('name', digits.RULES)
+def test_digits_takes_steps_of_every_optimizer(name):
+  params = digits.init(0)
+
+  def step():
+    return digits.update(name, 4, (params, digits.start(name, params)), params, 0.1)
+
+  updated, _ = jax.eval_shape(step)
+  assert jax.tree.map(jnp.shape, updated) == jax.tree.map(jnp.shape, params)
 
 
 def test_digits_model_learns():

@@ -1,0 +1,159 @@
+"""Domains of text in sequence: what a language model forgets of the first."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import language_model
+from experiments.studies import Found, short_run
+from nlx import data
+
+TITLE = 'One domain of text after another'
+CAPTION = (
+  'Language models of width 64 and equally many parameters learn English documentation, then '
+  'Python, C headers and JSON, then the documentation again: 150 steps of 1,024 tokens each, one '
+  'optimizer throughout, at a constant rate. Numbers are bits per byte on the first 8,192 bytes of '
+  'the held-out tenth of the documentation, after each phase; `forgotten` is the rise from the '
+  'first phase to the worst later one, `forgetting` the mean over domains of the rise from the '
+  'best to the last before the documentation returns. `HOPE, 1 level` has three MLP blocks per '
+  'layer, of which one learns in context, every 64 tokens; with 3 levels they learn every 64, 128 '
+  'and 256; `slow steps` means that across training the second and third block take a step every 4 '
+  'and 16 steps, with the mean gradient. Each model had three learning rates on the first phase of '
+  'seed 0.'
+)
+
+
+class Sizes(NamedTuple):
+  """What is trained."""
+
+  steps: int = 150  # of each phase
+  seeds: tuple[int, ...] = (0, 1, 2)
+  tries: int = 3  # learning rates
+  held_out: int = 8192  # bytes of each domain
+  smoke: bool = False
+
+
+FULL = Sizes()
+SMOKE = Sizes(2, (0,), tries=1, held_out=512, smoke=True)
+DOMAINS = ('documentation', 'python_source', 'c_headers', 'configuration')
+PHASES = (*DOMAINS, DOMAINS[0])
+MAX_BYTES = 400_000
+SLOW_STEPS = {r"\['blocks'\]\[1\]": 4, r"\['blocks'\]\[2\]": 16}  # Of parameters' paths.
+
+
+class Contender(NamedTuple):
+  """A model, the rates it is tried at, and the periods of its parameters in steps."""
+
+  family: str
+  fields: dict[str, Any]
+  rates: tuple[float, ...]
+  periods: dict[str, int] = {}
+
+
+RATES = (5e-3, 1.6e-2, 4.8e-2)
+CONTENDERS = {
+  'Transformer++': Contender('transformer', {}, (1.5e-3, 4.5e-3, 1.35e-2)),
+  'HOPE, 1 level': Contender('hope', {'cms_periods': (64, 0, 0)}, RATES),
+  'HOPE, 3 levels': Contender('hope', {'cms_periods': (64, 128, 256)}, RATES),
+  'HOPE, 3 levels, slow steps': Contender(
+    'hope', {'cms_periods': (64, 128, 256)}, RATES, SLOW_STEPS
+  ),
+}
+
+
+def run(sizes: Sizes) -> Found:
+  """Returns a row for each model and seed, and the curves."""
+  rows: list[dict[str, Any]] = []
+  curves: dict[str, list[list[list[float]]]] = {}
+  names = list(CONTENDERS)[:1] if sizes.smoke else list(CONTENDERS)
+  for name in names:
+    rate = tune(sizes, name)
+    for seed in sizes.seeds:
+      table = remembered(sizes, name, rate, seed, len(PHASES))['bits_per_byte']
+      curves.setdefault(name, []).append(table)
+      rows.append({'model': name, 'rate': rate, 'seed': seed, **summary(np.asarray(table))})
+      print(rows[-1], flush=True)
+  return Found(rows, plot(curves))
+
+
+def tune(sizes: Sizes, name: str) -> float:
+  """The rate with the lowest loss at the end of the first phase."""
+  rates = CONTENDERS[name].rates[-sizes.tries :]
+  seed = sizes.seeds[0]
+  losses = {rate: remembered(sizes, name, rate, seed, 1)['first_loss'] for rate in rates}
+  print(name, losses, flush=True)
+  return min(losses, key=lambda rate: losses[rate])
+
+
+def remembered(sizes: Sizes, name: str, rate: float, seed: int, phases: int) -> dict[str, Any]:
+  """What one run through the first phases leaves."""
+  key = (name, rate, seed, phases, sizes.steps, sizes.held_out, sizes.smoke)
+  return short_run.remember('domains', key, lambda: learn(sizes, name, rate, seed, phases))
+
+
+def learn(sizes: Sizes, name: str, rate: float, seed: int, phases: int) -> dict[str, Any]:
+  """Learns domain after domain; scores [phases, domains] on each after each."""
+  contender, total = CONTENDERS[name], sizes.steps * len(PHASES)
+  config = short_run.small(
+    contender.family, smoke=sizes.smoke, seed=seed, steps=total, **contender.fields
+  )
+  config.optimizer.learning_rate, config.optimizer.floor = rate, 1.0
+  if contender.periods:
+    config.optimizer.name = 'multi_rate'
+    with config.unlocked():
+      config.optimizer.multi_rate.periods = contender.periods
+  task, language = short_run.prepare(config)
+  step = short_run.Step(task, language.params, seed)
+  corpora = {
+    domain: data.load(domain, language.tokenizer, max_bytes=MAX_BYTES) for domain in DOMAINS
+  }
+  held_out = {
+    domain: jnp.asarray(corpus.validation.tokens[None, : sizes.held_out + 1], jnp.int32)
+    for domain, corpus in corpora.items()
+  }
+  losses, scores = [], []
+  for phase, domain in enumerate(PHASES[:phases]):
+    config.seed = seed * len(PHASES) + phase  # Of the order of the batches.
+    step.batches = language_model.make_task(config, language, corpora[domain]).batches
+    losses.append([step.advance() for _ in range(sizes.steps)])
+    if phases > 1:
+      scores.append([bits(language, step.state.params, held_out[one]) for one in DOMAINS])
+  return {'first_loss': short_run.last_loss(losses[0]), 'bits_per_byte': scores}
+
+
+def bits(language: Any, params: Any, text: jax.Array) -> float:
+  """Mean bits per byte of a text [1, T + 1], read in windows of 512 from fresh states."""
+  length = (text.shape[1] - 1) // 512 * 512
+  begins = np.arange(0, length, 512)
+  texts = jnp.concatenate([text[:, begin : begin + 513] for begin in begins])
+  return float(short_run.read(language.graph, params, texts).mean())
+
+
+def summary(table: np.ndarray) -> dict[str, float]:
+  """The documentation after each phase, and what was forgotten."""
+  first = table[:, 0]
+  columns = {f'after_{i + 1}_{domain}': float(first[i]) for i, domain in enumerate(PHASES)}
+  before = table[: len(DOMAINS)]
+  rises = [before[-1, j] - before[j:, j].min() for j in range(len(DOMAINS) - 1)]
+  return columns | {
+    'forgotten': float(first[1 : len(DOMAINS)].max() - first[0]),
+    'forgetting': float(np.mean(rises)),
+  }
+
+
+def plot(curves: dict[str, list]) -> Figure:
+  """Bits per byte on each domain after each phase, the mean over seeds."""
+  figure = Figure(figsize=(10, 3.2), layout='constrained')
+  for j, (axes, domain) in enumerate(zip(figure.subplots(1, len(DOMAINS)), DOMAINS, strict=True)):
+    for (name, tables), style in zip(curves.items(), ('-', '--', '-.', ':'), strict=False):
+      scores = np.asarray(tables)[:, :, j]
+      phases = np.arange(1, scores.shape[1] + 1)
+      axes.plot(phases, scores.mean(axis=0), linestyle=style, marker='.', label=name)
+    axes.set(title=domain.replace('_', ' '), xlabel='phase')
+    axes.grid(alpha=0.3)
+  figure.axes[0].set_ylabel('bits per byte')
+  figure.axes[0].legend(fontsize='small')
+  return figure

@@ -1,0 +1,101 @@
+"""Loss by position far beyond the length of training."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.studies import Found, short_run
+from nlx import data
+
+TITLE = 'Loss far beyond the length of training'
+CAPTION = (
+  'Models of width 64 and equally many parameters, trained for 300 steps of 1,024 tokens on '
+  'sequences of 512 of English documentation, read two stretches of 16,384 bytes of the last '
+  'tenth, held out. Bits per byte by position: `to 512` is what training has seen; `rise` is the '
+  'mean beyond 8,192 less that of positions 256 to 512. HOPE has three blocks per layer that learn '
+  'in context every 64, 128 and 256 tokens, or none that does. The Transformer++ has rotary '
+  'positions.'
+)
+
+
+class Sizes(NamedTuple):
+  """What is trained and read."""
+
+  steps: int = 300
+  seeds: tuple[int, ...] = (0, 1, 2)
+  texts: int = 2
+  length: int = 16384
+  smoke: bool = False
+
+
+FULL = Sizes()
+SMOKE = Sizes(2, (0,), texts=1, length=1024, smoke=True)
+MODELS = {
+  'HOPE': ('hope', {'cms_periods': (64, 128, 256)}),
+  'HOPE, no level in context': ('hope', {'cms_periods': (0, 0, 0)}),
+  'Transformer++': ('transformer', {}),
+}
+
+
+def run(sizes: Sizes) -> Found:
+  """Returns a row for each model and seed, and the curves."""
+  rows: list[dict[str, Any]] = []
+  curves: dict[Any, list[list[float]]] = {}
+  for name in MODELS:
+    for seed in sizes.seeds:
+      bits = remembered(sizes, name, seed)['bits']
+      curves.setdefault(name, []).append(bits)
+      rows.append({'model': name, 'seed': seed, **by_position(np.asarray(bits))})
+      print(rows[-1], flush=True)
+  return Found(rows, plot(sizes, curves))
+
+
+def remembered(sizes: Sizes, name: str, seed: int) -> dict[str, list[float]]:
+  """What one model leaves: its mean loss at every 64 positions."""
+  key = (name, seed, sizes.steps, sizes.texts, sizes.length, sizes.smoke)
+  return short_run.remember('long_context', key, lambda: {'bits': measure(sizes, name, seed)})
+
+
+def measure(sizes: Sizes, name: str, seed: int) -> list[float]:
+  """Trains a model and has it read."""
+  family, fields = MODELS[name]
+  config = short_run.small(family, smoke=sizes.smoke, seed=seed, steps=sizes.steps, **fields)
+  trained = short_run.train(config)
+  corpus = data.load(config.data.corpus, trained.language.tokenizer)
+  texts = short_run.windows(corpus.validation.tokens, sizes.texts, sizes.length + 1)
+  losses = [
+    short_run.read(trained.language.graph, trained.params, jnp.asarray(text[None], jnp.int32))
+    for text in texts  # One by one, for the memory that attention takes.
+  ]
+  bits = np.concatenate(losses).astype(np.float64).mean(axis=0)
+  return bits.reshape(-1, 64).mean(axis=1).tolist()
+
+
+def by_position(bits: np.ndarray) -> dict[str, float]:
+  """Means over stretches of the text, from losses of every 64 positions."""
+  mean = lambda begin, end: float(bits[begin // 64 : end // 64].mean())  # noqa: E731
+  length, ends = 64 * len(bits), [512]
+  while ends[-1] < length:
+    ends.append(2 * ends[-1])
+  columns = {'to_512': mean(0, 512)}
+  columns |= {f'to_{end}': mean(end // 2, end) for end in ends[1:]}
+  return columns | {'rise': mean(length // 2, length) - mean(256, 512)}
+
+
+def plot(sizes: Sizes, curves: dict[str, list[list[float]]]) -> Figure:
+  """Mean loss over seeds by position, on a logarithmic axis."""
+  figure = Figure(figsize=(7, 4), layout='constrained')
+  axes = figure.add_subplot()
+  edges = np.unique(np.geomspace(1, sizes.length // 64, 24).astype(int))
+  for (name, bits), style in zip(curves.items(), ('-', '--', ':'), strict=True):
+    mean = np.mean(bits, axis=0)
+    pieces = [mean[a:b].mean() for a, b in zip((0, *edges), edges, strict=False)]
+    axes.plot(64 * edges, pieces, linestyle=style, marker='.', label=name)
+  axes.axvline(512, color='gray', linewidth=1)
+  axes.set_xscale('log', base=2)
+  axes.set(xlabel='position', ylabel='bits per byte')
+  axes.grid(alpha=0.3)
+  axes.legend()
+  return figure
