@@ -1,6 +1,11 @@
-"""Continues a text with a trained model.
+"""Continues a text with a trained model, which learns from what it reads and writes.
 
 python -m experiments.generate --workdir=runs/tiny --prompt='The import statement'
+
+With --session the model remembers: the next call goes on where this one ended.
+
+python -m experiments.generate --workdir=runs/tiny --session=runs/talk --prompt='The import'
+python -m experiments.generate --workdir=runs/tiny --session=runs/talk
 """
 
 import pathlib
@@ -9,11 +14,34 @@ from collections.abc import Sequence
 from absl import app, flags
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
-_PROMPT = flags.DEFINE_string('prompt', None, 'Text to continue.', required=True)
+_PROMPT = flags.DEFINE_string(
+  'prompt', '', 'Text to continue; what is read next, if a session goes on, and may be empty then.'
+)
 _MAX_TOKENS = flags.DEFINE_integer('max_tokens', 200, 'Tokens to write.', lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.8, 'Randomness; 0 is greedy.', lower_bound=0)
 _TOP_K = flags.DEFINE_integer('top_k', None, 'Choose among the likeliest only.', lower_bound=1)
-_SEED = flags.DEFINE_integer('seed', 0, 'Decides the choices.')
+_TOP_P = flags.DEFINE_float(
+  'top_p', 1.0, 'Choose among the likeliest that have this probability together.'
+)
+_SEED = flags.DEFINE_integer('seed', None, 'Decides the choices of a new session; 0 if not given.')
+_SESSION = flags.DEFINE_string(
+  'session', None, 'File of a session: goes on if it exists, is made if not.'
+)
+_LEARN_FROM = flags.DEFINE_enum(
+  'learn_from',
+  'all',
+  ['all', 'prompt', 'nothing'],
+  'What the blocks that learn in context learn from: prompt and own text, or less.',
+)
+_RESET = flags.DEFINE_list(
+  'reset', [], 'Levels to begin anew before the prompt is read, such as "CMS 64", or "all".'
+)
+_MAX_LENGTH = flags.DEFINE_integer(
+  'max_length',
+  None,
+  'Tokens that fit into a new session of a model with full attention; 4096 in a file if not given.',
+  lower_bound=1,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,27 +49,26 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unknown arguments: {argv[1:]}')
   # Here, so that --help need not wait for JAX.
-  import jax
-
-  from experiments import common
+  from experiments import common, conversation
+  from nlx import models
 
   workdir = pathlib.Path(_WORKDIR.value)
   config = common.read_config(workdir)
   common.start(config)
   language = common.create(config)
-  params = common.restore_params(language, workdir)
-  print(
-    _PROMPT.value
-    + common.continuation(
-      language,
-      params,
-      _PROMPT.value,
-      max_tokens=_MAX_TOKENS.value,
-      key=jax.random.key(_SEED.value),
-      temperature=_TEMPERATURE.value,
-      top_k=_TOP_K.value,
-    )
+  params, step = common.restore(language, workdir)
+  request = conversation.Request(
+    prompt=_PROMPT.value,
+    max_tokens=_MAX_TOKENS.value,
+    sampling=models.Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value),
+    learn_from=_LEARN_FROM.value,
+    reset=tuple(_RESET.value),
+    seed=_SEED.value,
+    max_length=_MAX_LENGTH.value,
   )
+  file = pathlib.Path(_SESSION.value) if _SESSION.value else None
+  meta = conversation.identity(config, step)
+  print(_PROMPT.value + conversation.reply(language, params, request, file, meta))
 
 
 if __name__ == '__main__':

@@ -5,7 +5,8 @@ level that maps keys to values; a *continuum memory system* is several memories 
 a *model* stacks them; an *optimizer* is a memory of gradients; *training* is the slowest level. The
 folders follow this order, and each is built on the ones before it: `core` (no learning yet),
 `levels`, `memories`, `cms`, `models`, `optim`; then `parallel` (many devices), `data` (text in,
-batches out), `training`, and `interop` (weights in and out).
+batches out), `training`, `evaluation` (what was learned, and forgotten), and `interop` (weights in
+and out).
 
 Packages are imported when they are first used.
 """
@@ -20,6 +21,7 @@ __all__ = [
   'core',
   'data',
   'describe',
+  'evaluation',
   'interop',
   'levels',
   'memories',

@@ -68,12 +68,12 @@ def advance(
   For a stream, whose periods may end anywhere; `nest` knows where they end.
   """
   gathered = zip(levels, states, signals, strict=True)
-  states = tuple(level.gather(state, signal, ticks) for level, state, signal in gathered)
+  new = tuple(level.gather(state, signal, ticks) for level, state, signal in gathered)
   for i, level in enumerate(levels):
-    due = states[i].count >= level.period
+    due = new[i].count >= level.period
     flush = lambda states, i=i: _updated(levels, states, i, lambda state: state)  # noqa: E731
-    states = jax.lax.cond(due, flush, lambda states: states, states)
-  return states
+    new = jax.lax.cond(due, flush, lambda states: states, new)
+  return new
 
 
 def _updated(levels, states, i, cut):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from nlx.models import sessions
 from nlx.models.baselines import (
   atlas,
   deltanet,
@@ -25,7 +26,9 @@ from nlx.models.families import hope, hope_attention, transformer
 from nlx.models.generation import generate
 from nlx.models.language_model import Block, LanguageModel, create, token_losses
 from nlx.models.memory_as_context import MemoryAsContextConfig
+from nlx.models.sampling import GREEDY, Sampling
 from nlx.models.sizes import count_parameters, with_parameters
+from nlx.models.stacking import stack_levels
 from nlx.models.streaming import StreamState
 
 FAMILIES: dict[str, Callable[..., LanguageModelConfig]] = {
@@ -55,6 +58,7 @@ FAMILIES: dict[str, Callable[..., LanguageModelConfig]] = {
 
 __all__ = [
   'FAMILIES',
+  'GREEDY',
   'Block',
   'FeedForwardConfig',
   'GatedConfig',
@@ -62,6 +66,7 @@ __all__ = [
   'LanguageModelConfig',
   'MemoryAsContextConfig',
   'MixerConfig',
+  'Sampling',
   'SeriesConfig',
   'StreamState',
   'atlas',
@@ -77,6 +82,8 @@ __all__ = [
   'oja',
   'retnet',
   'samba',
+  'sessions',
+  'stack_levels',
   'titans',
   'titans_mac',
   'titans_mag',

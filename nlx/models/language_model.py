@@ -267,6 +267,11 @@ class LanguageModel(nnx.Module):
     layers = [carry.first] if self.config.num_layers == 1 else list(carry)
     return list(zip(*(mixer.level_states(state) for state in layers), strict=True))
 
+  def level_states(self, state: StreamState) -> dict[str, Any]:
+    """The states of the levels that move in a stream, by their names in `level_infos`."""
+    names = [info.name for info in self.level_infos()[:-1]]  # All but the slow weights.
+    return dict(zip(names, [*self._mixer_states(state.live), *state.levels], strict=True))
+
   def level_infos(self) -> list[LevelInfo]:
     """The levels of this model, fastest first, for `nlx.describe` and `nlx.levels.plot`."""
     return level_infos(self)

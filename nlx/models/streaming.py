@@ -5,6 +5,7 @@ Until then the state holds the chunk's tokens and the carry at its start, from w
 the whole chunk is taken.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +67,37 @@ def read_token(model, text: Text, state: StreamState) -> tuple[jax.Array, Stream
     return read_aligned(model, text, state)
   full = state.phase == model.config.base_chunk
   state = jax.lax.cond(full, lambda s: end_chunk(model, s, text), lambda s: s, state)
+  return _read_inside(model, text, state)
+
+
+def read_token_of_each(model, text: Text, states: StreamState) -> tuple[jax.Array, StreamState]:
+  """Reads one token [N, B, 1] of each of N streams, which may be anywhere in their chunks.
+
+  A chunk is learned from only where one has ended, stream by stream; `vmap` of `read_token` would
+  learn from every chunk at every token.
+
+  Args:
+    model: The model.
+    text: With a leading axis of streams.
+    states: With a leading axis of streams.
+
+  Returns:
+    Logits [N, B, 1, V] and the states.
+  """
+  if model.config.base_chunk == 1:
+    return jax.vmap(partial(read_aligned, model))(text, states)
+  full = states.phase == model.config.base_chunk
+
+  def end(stream):
+    return jax.lax.cond(stream[0], lambda s, t: end_chunk(model, s, t), lambda s, t: s, *stream[1:])
+
+  end_all = lambda states: jax.lax.map(end, (full, states, text))  # noqa: E731
+  states = jax.lax.cond(jnp.any(full), end_all, lambda states: states, states)
+  return jax.vmap(partial(_read_inside, model))(text, states)
+
+
+def _read_inside(model, text: Text, state: StreamState) -> tuple[jax.Array, StreamState]:
+  """Reads one token that does not begin a chunk, or the first of a chunk after `end_chunk`."""
   logits, live = model.apply_step(text.tokens, read_weights(model, state.levels), state.live)
   buffer = jax.lax.dynamic_update_slice_in_dim(state.buffer, text.tokens, state.phase, axis=1)
   learns = jax.lax.dynamic_update_slice_in_dim(state.learns, text.learns, state.phase, axis=1)
@@ -123,13 +155,15 @@ def _read_chunk(model, piece: Text, valid, finished, state):
   """Runs one base chunk from its start; learns from it if the token after it is known."""
   here, following = (Text(*(x[:, part] for x in piece)) for part in (slice(-1), slice(-1, None)))
   buffered = state._replace(buffer=here.tokens, learns=here.learns, phase=valid)
+  learn, only_read = (lambda s: _learn(model, s, following)), partial(read_again, model)
+  return jax.lax.cond(finished, learn, only_read, buffered)
 
-  def only_read(state):
-    fast = read_weights(model, state.levels)
-    logits, live = model.apply(state.buffer, fast, state.start, valid)
-    return logits, state._replace(live=live)
 
-  return jax.lax.cond(finished, lambda s: _learn(model, s, following), only_read, buffered)
+def read_again(model, state: StreamState) -> tuple[jax.Array, StreamState]:
+  """Reads the buffered tokens from the start of their chunk; logits [B, C, V] and state."""
+  fast = read_weights(model, state.levels)
+  logits, live = model.apply(state.buffer, fast, state.start, state.phase)
+  return logits, state._replace(live=live)
 
 
 def _learn(model, state: StreamState, following: Text) -> tuple[jax.Array, StreamState]:

@@ -29,6 +29,9 @@ class Checkpoints:
 
   A save that fails leaves earlier checkpoints intact: none is deleted before a later one is
   complete.
+
+  Attributes:
+    restored_step: Step of the checkpoint that was restored last; None if none was.
   """
 
   def __init__(self, folder: str | os.PathLike, *, keep: int = 3, read_only: bool = False):
@@ -52,6 +55,7 @@ class Checkpoints:
       item_names=('params', 'rest', 'data', 'meta'),
     )
     self._unreadable: dict[int, str] = {}
+    self.restored_step: int | None = None
 
   def steps(self) -> list[int]:
     """Returns the steps of the complete checkpoints in the folder, in order."""
@@ -158,7 +162,7 @@ class Checkpoints:
       except Exception as error:  # Truncated or missing files raise many types.
         unreadable[step] = f'{type(error).__name__}: {error}'
         continue
-      self._unreadable = unreadable
+      self._unreadable, self.restored_step = unreadable, step
       return read
     if unreadable:
       step, reason = next(iter(unreadable.items()))

@@ -32,6 +32,12 @@ def tokens():
   return problems.tokens(length=LENGTH)
 
 
+def some():
+  """Which tokens to learn from, when it is not from all: none of one chunk, in one sequence."""
+  chosen = jax.random.bernoulli(jax.random.key(2), 0.7, (problems.BATCH, LENGTH))
+  return chosen.astype(jnp.float32).at[1, 9:17].set(0)
+
+
 @functools.cache
 def pieces(config, cut):
   """Logits, and the state after all tokens."""
@@ -39,7 +45,7 @@ def pieces(config, cut):
 
 
 @functools.cache
-def whole(config):
+def program(config):
   """What `model.run`, which training uses, makes of whole sequences: losses and logits."""
   model = problems.make(config)
 
@@ -49,7 +55,13 @@ def whole(config):
     logits = logits.reshape(problems.BATCH, -1, problems.VOCAB)[:, :LENGTH]
     return jnp.sum(result.loss, axis=0), logits
 
-  return quick_jit(run)(*problems.texts(length=LENGTH))
+  return quick_jit(run)
+
+
+@functools.cache
+def whole(config):
+  """The same, with every token but the last as a target."""
+  return program(config)(*problems.texts(length=LENGTH))
 
 
 def assert_levels_close(got, expected):
@@ -89,6 +101,26 @@ def test_stream_has_the_loss_of_training(config):
   _, targets, mask = problems.texts(length=LENGTH)
   losses = models.token_losses(pieces(config, 'long')[0], targets)
   np.testing.assert_allclose(whole(config)[0], jnp.sum(losses * mask, axis=1), rtol=1e-10)
+
+
+@learning
+@pytest.mark.parametrize('cut', ['short', 'beside_boundaries'])
+def test_stream_learns_from_the_tokens_it_is_told_to(name, cut):
+  """As in training, where the mask of a token says whether the one after it is a target."""
+  config, learns = CONFIGS[name], some()
+  text, targets, mask = problems.texts(length=LENGTH)
+  _, expected = program(config)(text, targets, mask * jnp.roll(learns, -1, axis=1))
+  got, _ = problems.read(config, text, CUTS[cut], learns=learns)
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
+  assert float(jnp.abs(got - whole(config)[1]).max()) > 1e-3
+
+
+@learning
+def test_stream_that_is_told_to_learn_from_nothing_keeps_its_weights(name):
+  config, first = CONFIGS[name], problems.fresh(CONFIGS[name])
+  _, state = problems.read(config, tokens(), CUTS['short'], learns=jnp.zeros_like(some()))
+  for level, fresh in zip(state.levels, first.levels, strict=True):
+    jax.tree.map(np.testing.assert_array_equal, level.held, fresh.held)
 
 
 @every_model

@@ -113,9 +113,11 @@ def test_restore_lays_arrays_out_as_asked(tmp_path):
 def test_parameters_can_be_restored_alone(tmp_path):
   save(tmp_path, [4])
   checkpoints = training.Checkpoints(tmp_path, read_only=True)
+  assert checkpoints.restored_step is None
   params = checkpoints.restore_params(standin.init_params())
   checkpoints.close()
   np.testing.assert_array_equal(params['embed'], standin.init_params(4)['embed'])
+  assert checkpoints.restored_step == 4
 
 
 def test_parameters_of_an_empty_folder_are_an_error(tmp_path):
