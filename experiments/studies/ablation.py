@@ -11,7 +11,7 @@ from experiments.studies import Found, short_run
 TITLE = 'What each part of HOPE brings'
 CAPTION = (
   'HOPE of width 64 without one part at a time, or with adaptive queries, as in Table 6 of the '
-  'paper: 300 steps of 1,024 tokens of English documentation, the same for all, and equal '
+  'paper: 200 steps of 1,024 tokens of English documentation, the same for all, and equal '
   'parameters by the width of the MLP blocks. Bits per byte on the last tenth, held out. The '
   'learning rate is that of `lm.py:hope-tiny` for all, tuned for none of them. `without CMS` has '
   'one MLP that does not learn in context; `no in-context levels` has two blocks that do not. '
@@ -22,7 +22,7 @@ CAPTION = (
 class Sizes(NamedTuple):
   """What is trained."""
 
-  steps: int = 300
+  steps: int = 200
   seeds: tuple[int, ...] = (0, 1, 2)
   smoke: bool = False
 

@@ -14,7 +14,7 @@ from nlx import data
 TITLE = 'One domain of text after another'
 CAPTION = (
   'Language models of width 64 and equally many parameters learn English documentation, then '
-  'Python, C headers and JSON, then the documentation again: 150 steps of 1,024 tokens each, one '
+  'Python, C headers and JSON, then the documentation again: 100 steps of 1,024 tokens each, one '
   'optimizer throughout, at a constant rate. Numbers are bits per byte on the first 8,192 bytes of '
   'the held-out tenth of the documentation, after each phase; `forgotten` is the rise from the '
   'first phase to the worst later one, `forgetting` the mean over domains of the rise from the '
@@ -29,7 +29,7 @@ CAPTION = (
 class Sizes(NamedTuple):
   """What is trained."""
 
-  steps: int = 150  # of each phase
+  steps: int = 100  # of each phase
   seeds: tuple[int, ...] = (0, 1, 2)
   tries: int = 3  # learning rates
   held_out: int = 8192  # bytes of each domain

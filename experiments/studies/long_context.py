@@ -11,7 +11,7 @@ from nlx import data
 
 TITLE = 'Loss far beyond the length of training'
 CAPTION = (
-  'Models of width 64 and equally many parameters, trained for 300 steps of 1,024 tokens on '
+  'Models of width 64 and equally many parameters, trained for 200 steps of 1,024 tokens on '
   'sequences of 512 of English documentation, read two stretches of 16,384 bytes of the last '
   'tenth, held out. Bits per byte by position: `to 512` is what training has seen; `rise` is the '
   'mean beyond 8,192 less that of positions 256 to 512. HOPE has three blocks per layer that learn '
@@ -23,7 +23,7 @@ CAPTION = (
 class Sizes(NamedTuple):
   """What is trained and read."""
 
-  steps: int = 300
+  steps: int = 200
   seeds: tuple[int, ...] = (0, 1, 2)
   texts: int = 2
   length: int = 16384
