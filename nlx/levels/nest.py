@@ -32,6 +32,7 @@ class _Live(NamedTuple):
 
 Cell = Callable[[Any, tuple, Any, Any], tuple[jax.Array, jax.Array, Any, Any]]
 Run = Callable[..., NestResult]
+Begin = Callable[[tuple[PeriodicState, ...], Any, Any], tuple[tuple[PeriodicState, ...], Any]]
 
 
 def read_weights(levels: Sequence[PeriodicLevel], states: Sequence[PeriodicState]) -> tuple:
@@ -90,6 +91,7 @@ def nest(
   meta: str = 'full',
   truncate: int | None = None,
   remat: bool = True,
+  begin: Begin | None = None,
 ) -> Run:
   """Composes levels into one pure function over a sequence.
 
@@ -110,6 +112,9 @@ def nest(
       inner gradients as constants, 'detached' not at all.
     truncate: Cut the outer gradient at every `truncate`-th update of each level; None for never.
     remat: Whether the backward pass recomputes each period from its start.
+    begin: `(states, carry, x) -> (states, carry)` before each base chunk, such as fresh ones where
+      a document begins. It may change what is read and gathered, not the counts. Then the loops
+      carry the weights of all levels, which takes more memory.
 
   Returns:
     `run(slow, states, carry, xs, start=0) -> NestResult`, where `states` holds `level.init(...)` of
@@ -125,7 +130,7 @@ def nest(
   """
   base = _validated_chunk(levels, chunk, meta, truncate)
   per_update = tuple(level.period // base for level in levels)
-  system = _System(tuple(levels), cell, base, per_update, meta, truncate, remat)
+  system = _System(tuple(levels), cell, base, per_update, meta, truncate, remat, begin)
 
   def run(slow, states, carry, xs, start=0):
     length = jax.tree.leaves(xs)[0].shape[0]
@@ -147,6 +152,7 @@ class _System(NamedTuple):
   meta: str
   truncate: int | None
   remat: bool
+  begin: Begin | None
 
 
 def _run_level(system, i, slow, live, xs, start):
@@ -177,6 +183,8 @@ def _run_level(system, i, slow, live, xs, start):
 
 def _whole_periods(system, i, slow, live, xs):
   """Scans over periods of level i, with the slower levels' held states as constants by closure."""
+  if system.begin is not None:
+    return _whole_periods_carrying_all(system, i, slow, live, xs)
   held = tuple(state.held for state in live.states[i + 1 :])
 
   def split(live):
@@ -191,15 +199,33 @@ def _whole_periods(system, i, slow, live, xs):
     live, out = _run_level(system, i - 1, slow, join(*carried), xs, 0)
     return split(_flush(system, i, live, xs)), out
 
+  carried, outs = _scan_periods(system, i, body, split(live), xs)
+  return join(*carried), outs
+
+
+def _whole_periods_carrying_all(system, i, slow, live, xs):
+  """The same where a chunk may begin with other weights of any level."""
+
+  def body(live, xs):
+    live, out = _run_level(system, i - 1, slow, live, xs, 0)
+    return _flush(system, i, live, xs), out
+
+  return _scan_periods(system, i, body, live, xs)
+
+
+def _scan_periods(system, i, body, carried, xs):
+  """Scans `body` over the periods of level i that `xs` consists of."""
   every = system.per_update[i]
   groups = jax.tree.map(lambda x: x.reshape((-1, every) + x.shape[1:]), xs)
-  carried, outs = core.scan_chunks(body, split(live), groups, remat=system.remat)
-  return join(*carried), jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), outs)
+  carried, outs = core.scan_chunks(body, carried, groups, remat=system.remat)
+  return carried, jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), outs)
 
 
 def _one_chunk(system, slow, live, indexed):
   """Runs the cell on one base chunk and gathers its gradients; no level is updated."""
   _, x = indexed
+  if system.begin is not None:
+    live = _Live(*system.begin(live.states, live.carry, x))
   results, signals = gradient_step(system.cell, system.levels, slow, live.states, live.carry, x)
   loss, count, carry, outputs = results
   if system.meta == 'first':

@@ -90,7 +90,8 @@ class AttentionState(NamedTuple):
 
   keys: jax.Array  # [B, S, heads, K], S = max_length or window
   values: jax.Array  # [B, S, heads, K]
-  length: jax.Array  # int32 scalar: how many tokens were seen
+  length: jax.Array  # int32 scalar: how many tokens were read
+  seen: jax.Array  # [B] int32: how many of them, the last, a sequence sees
 
 
 class Attention(nnx.Module):
@@ -127,7 +128,8 @@ class Attention(nnx.Module):
     if size is None:
       return None
     zeros = jnp.zeros((batch_size, size, config.kv_heads, config.key_dim), config.dtype)
-    return AttentionState(zeros, zeros, jnp.zeros((), jnp.int32))
+    count = jnp.zeros((batch_size,), jnp.int32)
+    return AttentionState(zeros, zeros, jnp.zeros((), jnp.int32), count)
 
   def __call__(
     self, x: jax.Array, state: AttentionState | None, num_valid: jax.Array | None = None
@@ -157,7 +159,7 @@ class Attention(nnx.Module):
         out, keys, values = self._read_window(queries, keys, values, state, kept)
       else:
         out, keys, values = self._read_all(queries, keys, values, state)
-      state = AttentionState(keys, values, start + kept)
+      state = AttentionState(keys, values, start + kept, state.seen + kept)
     return self.output(out.reshape((*x.shape[:2], -1))), state
 
   def step(
@@ -189,8 +191,10 @@ class Attention(nnx.Module):
       jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=1)
       for cache, new in ((state.keys, keys), (state.values, values))
     )
-    mask = jnp.arange(keys.shape[1])[None] <= start + jnp.arange(length)[:, None]
-    out = self._attend(queries, keys, values, mask[None, None])
+    places, first = jnp.arange(keys.shape[1])[None], start - state.seen[:, None]
+    not_behind = places <= start + jnp.arange(length)[:, None]
+    mask = not_behind[None] & (places >= first)[:, None]
+    out = self._attend(queries, keys, values, mask[:, None])
     return jnp.where(start + length <= keys.shape[1], out, jnp.nan), keys, values
 
   def _read_window(self, queries, keys, values, state, kept):
@@ -216,8 +220,8 @@ class Attention(nnx.Module):
       queries, keys, values = (jnp.pad(x, pad) for x in (queries, keys, values))
       queries = queries.reshape((batch * blocks, size, *queries.shape[2:]))
       keys, values = (_with_block_before(x, size) for x in (keys, values))
-    mask = _window_mask(state.length, blocks, size, window)
-    mask = jnp.broadcast_to(mask[None], (batch, *mask.shape)).reshape((-1, *mask.shape[1:]))
+    mask = _window_mask(state.seen, blocks, size, window)
+    mask = mask.reshape((-1, *mask.shape[2:]))
     out = self._attend(queries, keys, values, mask)
     return out.reshape((batch, blocks * size, *out.shape[2:]))[:, :length], *last
 
@@ -282,15 +286,16 @@ def _with_block_before(x, size):
   return pairs.reshape((-1, 2 * size, *x.shape[2:]))
 
 
-def _window_mask(start, blocks, size, window):
-  """Which of its block and the W places before it each query sees: [n, 1, C, W + C].
+def _window_mask(seen, blocks, size, window):
+  """Which of its block and the W places before it each query sees: [B, n, 1, C, W + C].
 
-  Query i is at place W + i and sees the W places up to there, if `start` tokens and the blocks
-  before have filled them.
+  Query i is at place W + i and sees the W places up to there, if the last `seen` [B] tokens and the
+  blocks before have filled them.
   """
   places, queries = jnp.arange(window + size)[None, None], jnp.arange(size)[None, :, None]
-  position = start + size * jnp.arange(blocks)[:, None, None] - window + places
-  return ((places > queries) & (places <= window + queries) & (position >= 0))[:, None]
+  position = size * jnp.arange(blocks)[:, None, None] - window + places
+  filled = position[None] + seen[:, None, None, None] >= 0
+  return (((places > queries) & (places <= window + queries))[None] & filled)[:, :, None]
 
 
 def _attend_in_double(queries, keys, values, mask):

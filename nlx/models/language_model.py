@@ -11,7 +11,7 @@ from nlx import core
 from nlx.cms import ContinuumMemory, in_context_levels, initial_weights
 from nlx.levels import LevelInfo, NestResult, PeriodicState, nest
 from nlx.memories.modules import Projection, RMSNorm
-from nlx.models import streaming
+from nlx.models import documents, streaming
 from nlx.models.config import LanguageModelConfig
 from nlx.models.description import level_infos
 from nlx.models.streaming import Chunk, StreamState, Text
@@ -184,7 +184,14 @@ class LanguageModel(nnx.Module):
     losses = token_losses(logits, chunk.targets) * chunk.mask
     return jnp.sum(losses, axis=1), jnp.sum(chunk.mask, axis=1), carry, logits
 
-  def run(self, tokens: jax.Array, targets: jax.Array, mask: jax.Array, outputs) -> NestResult:
+  def run(
+    self,
+    tokens: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    outputs,
+    starts: jax.Array | None = None,
+  ) -> NestResult:
     """Reads whole sequences from fresh state, learning in context as it goes.
 
     Args:
@@ -192,21 +199,31 @@ class LanguageModel(nnx.Module):
       targets: [B, T].
       mask: [B, T], 0 where there is no target.
       outputs: `(fast, carry, logits) -> Any`, what to keep of each base chunk.
+      starts: [B, n] bool, see `loss`.
 
     Returns:
       The result of `nest`: losses and counts [n, B] per base chunk.
+
+    Raises:
+      ValueError: If `starts` does not fit the base chunks.
     """
     batch_size, length = tokens.shape
     learns = bool(self.config.in_context_periods)
-    size = self.config.base_chunk if learns else length
-    chunks = Chunk(tokens, targets, mask.astype(jnp.float32))
+    size = self._chunk_size(length, starts)
+    text = Chunk(tokens, targets, mask.astype(jnp.float32))
     pad = -length % size
-    chunks = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, pad))), chunks)
-    chunks = jax.tree.map(lambda x: core.split_time(x, size, axis=-1), chunks)
+    text = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, pad))), text)
+    chunks = jax.tree.map(lambda x: core.split_time(x, size, axis=-1), text)
+    carry = self.init_carry(batch_size, length + pad if learns or starts is not None else None)
+    states = self.init_levels(batch_size)
 
     def cell(slow, fast, carry, chunk):
       loss, count, carry, logits = self.cell(slow, fast, carry, chunk)
       return loss, count, carry, outputs(fast, carry, logits)
+
+    def begin(old_states, old_carry, chunk):
+      restarted = documents.restart_levels(chunk.starts, states, old_states)
+      return restarted, documents.restart_carry(chunk.starts, carry, old_carry)
 
     config = self.config
     system = nest(
@@ -216,12 +233,32 @@ class LanguageModel(nnx.Module):
       meta=config.meta,
       truncate=config.truncate,
       remat=config.remat,
+      begin=None if starts is None else begin,
     )
-    carry = self.init_carry(batch_size, length + pad if learns else None)
-    return system(nnx.state(self), self.init_levels(batch_size), carry, chunks)
+    if starts is not None:
+      chunks = chunks._replace(starts=starts.astype(bool).T)
+    return system(nnx.state(self), states, carry, chunks)
+
+  def _chunk_size(self, length: int, starts: jax.Array | None) -> int:
+    """Tokens that are read at once."""
+    base, learns = self.config.base_chunk, bool(self.config.in_context_periods)
+    if starts is None:
+      return base if learns else length
+    size = -(-length // starts.shape[1])
+    if size != base if learns else size % base:
+      raise ValueError(
+        f'`starts` must have one entry for every base chunk of {base} tokens'
+        f'{"" if learns else ", or for every several of them"}: '
+        f'{starts.shape[1]} entries do not fit {length} tokens.'
+      )
+    return size
 
   def loss(
-    self, tokens: jax.Array, targets: jax.Array, mask: jax.Array
+    self,
+    tokens: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    starts: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Next-token loss over fresh sequences, each chunk's taken before it is learned from.
 
@@ -229,11 +266,17 @@ class LanguageModel(nnx.Module):
       tokens: [B, T] int32.
       targets: [B, T] int32.
       mask: [B, T], 0 where there is no target.
+      starts: [B, n] bool, for each of n base chunks whether a document begins with it, whose
+        sequence then forgets all that it has read. Without blocks that learn in context these may
+        be n equal stretches of several base chunks. One document per sequence if None.
 
     Returns:
       The sum of losses in nats and the number of targets, scalars.
+
+    Raises:
+      ValueError: If `starts` does not fit the base chunks.
     """
-    result = self.run(tokens, targets, mask, lambda fast, carry, logits: ())
+    result = self.run(tokens, targets, mask, lambda fast, carry, logits: (), starts)
     return jnp.sum(result.loss), jnp.sum(result.count)
 
   def diagnose(
@@ -316,11 +359,7 @@ class LanguageModel(nnx.Module):
     chex.assert_rank(tokens, 2)
     learns = jnp.asarray(learns, jnp.float32).reshape(jnp.shape(learns) or (1, 1))
     text = Text(tokens.astype(jnp.int32), jnp.broadcast_to(learns, tokens.shape))
-    if self.config.base_chunk == 1:
-      return streaming.read_aligned(self, text, state)
-    if tokens.shape[1] == 1:
-      return streaming.read_token(self, text, state)
-    return streaming.read_many(self, text, state)
+    return streaming.read(self, text, state)
 
 
 def _layer(tree, index):

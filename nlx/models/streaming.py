@@ -33,6 +33,7 @@ class Chunk(NamedTuple):
   tokens: jax.Array  # [B, C] int32
   targets: jax.Array  # [B, C] int32, the token after each
   mask: jax.Array  # [B, C] float32: 0 where there is no target to learn from
+  starts: jax.Array | None = None  # [B] bool: where a document begins; None if none does
 
 
 def init_stream(model, batch_size: int, max_length: int | None) -> StreamState:
@@ -59,6 +60,27 @@ class Text(NamedTuple):
 
   tokens: jax.Array  # [B, T] int32
   learns: jax.Array  # [B, T] float32, as in `StreamState`
+
+
+def read(
+  model, text: Text, state: StreamState, num_valid: jax.Array | None = None
+) -> tuple[jax.Array, StreamState]:
+  """Reads a text of any length.
+
+  Args:
+    model: The model.
+    text: [B, T].
+    state: Before it.
+    num_valid: How many of several tokens count, a scalar of at least 1; all if None.
+
+  Returns:
+    Logits [B, T, V], of which those of tokens that do not count mean nothing, and the state.
+  """
+  if model.config.base_chunk == 1:
+    return read_aligned(model, text, state, num_valid)
+  if text.tokens.shape[1] == 1:
+    return read_token(model, text, state)
+  return read_many(model, text, state, num_valid)
 
 
 def read_token(model, text: Text, state: StreamState) -> tuple[jax.Array, StreamState]:
@@ -111,13 +133,17 @@ def end_chunk(model, state: StreamState, following: Text) -> StreamState:
   return _learn(model, state, following)[1]
 
 
-def read_aligned(model, text: Text, state: StreamState) -> tuple[jax.Array, StreamState]:
+def read_aligned(
+  model, text: Text, state: StreamState, num_valid: jax.Array | None = None
+) -> tuple[jax.Array, StreamState]:
   """Reads a text [B, T] with a model that has no chunk boundaries."""
-  logits, live = model.apply(text.tokens, (), state.live)
+  logits, live = model.apply(text.tokens, (), state.live, num_valid)
   return logits, state._replace(live=live)
 
 
-def read_many(model, text: Text, state: StreamState) -> tuple[jax.Array, StreamState]:
+def read_many(
+  model, text: Text, state: StreamState, num_valid: jax.Array | None = None
+) -> tuple[jax.Array, StreamState]:
   """Reads a text [B, T] across chunks; returns logits [B, T, V] and state.
 
   The tokens of the unfinished chunk and the new ones are laid on the grid of base chunks, and every
@@ -126,7 +152,7 @@ def read_many(model, text: Text, state: StreamState) -> tuple[jax.Array, StreamS
   size = model.config.base_chunk
   batch_size, length = text.tokens.shape
   touched = -(-length // size) + 1
-  total = state.phase + length
+  total = state.phase + (length if num_valid is None else num_valid)
 
   def lay(buffered, new):
     grid = jnp.zeros((batch_size, touched * size + 1), new.dtype)

@@ -1,0 +1,87 @@
+"""Documents one after the other in a sequence: what came before one is forgotten."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nlx import models
+from tests.compiling import quick_jit
+from tests.models import problems
+
+CHUNK, LENGTH = 8, 48
+# Documents of 16, 8 and 24 tokens in one sequence, of 32 and 16 in the other.
+STARTS = jnp.array([[1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0]], bool)
+ATTENTION = problems.CONFIGS['hope-attention']
+CONFIGS = {
+  'hope': problems.with_cms(problems.ONE_LAYER, periods=(8,)),
+  'nested': problems.with_cms(ATTENTION, periods=(8, 16, 0), form='nested'),
+  'transformer': models.transformer(**problems.SIZES),
+  'window': models.transformer(**problems.SIZES | {'num_layers': 1}, window=6),
+}
+CONFIGS = {name: problems.in_float64(config) for name, config in CONFIGS.items()}
+pytestmark = pytest.mark.usefixtures('float64')
+every_model = pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
+
+
+@functools.cache
+def program(config):
+  """Losses [B, n] of a batch, and the gradient of those of the last chunk for all parameters."""
+  graph, params = problems.split(config)
+
+  def last(params, tokens, starts):
+    mask = jnp.ones(tokens.shape).at[:, -1].set(0)
+    text = (tokens, jnp.roll(tokens, -1, axis=1), mask)
+    result = nnx.merge(graph, params).run(*text, lambda *_: (), starts)
+    return result.loss[-1].sum(), result.loss.T
+
+  grad = quick_jit(jax.grad(last, has_aux=True))
+  return lambda tokens, starts: grad(params, tokens, starts)[::-1]
+
+
+def losses(config, tokens, starts):
+  return np.asarray(program(config)(tokens, starts)[0])
+
+
+@every_model
+def test_document_does_not_know_what_came_before_it(config):
+  """Losses and gradients of what follows are the same, to the last bit."""
+  tokens, other = problems.tokens(length=LENGTH), problems.tokens(length=LENGTH, seed=7)
+  changed = tokens.at[0, :24].set(other[0, :24]).at[1, :32].set(other[1, :32])
+  got, expected = (program(config)(text, STARTS) for text in (changed, tokens))
+  for sequence, chunk in ((0, 3), (1, 4)):
+    np.testing.assert_array_equal(got[0][sequence, chunk:], expected[0][sequence, chunk:])
+    assert np.abs(got[0] - expected[0])[sequence, :2].min() > 1e-3
+  jax.tree.map(np.testing.assert_array_equal, got[1], expected[1])
+
+
+@every_model
+def test_document_is_read_as_if_it_were_alone(config):
+  """Those that begin where a period of every level does."""
+  tokens = problems.tokens(length=LENGTH)
+  together = losses(config, tokens, STARTS)
+  first = jnp.zeros_like(STARTS).at[:, 0].set(True)
+  alone = losses(config, jnp.roll(tokens, -32, axis=1), first)
+  np.testing.assert_allclose(together[1, 4:-1], alone[1, :1], rtol=1e-10)
+  begun = losses(config, tokens, first)
+  np.testing.assert_allclose(together[0, :2], begun[0, :2], rtol=1e-10)
+  np.testing.assert_allclose(together[1, :4], begun[1, :4], rtol=1e-10)
+  assert np.abs(together - begun)[1, 4] > 1e-3
+
+
+@every_model
+def test_one_document_is_a_sequence_without_starts(config):
+  tokens = problems.tokens(length=LENGTH)
+  first = jnp.zeros_like(STARTS).at[:, 0].set(True)
+  got = losses(config, tokens, first)
+  expected = losses(config, tokens, None)
+  np.testing.assert_allclose(got.sum(axis=1), expected.sum(axis=1), rtol=1e-10)
+
+
+def test_starts_that_do_not_fit_are_an_error():
+  starts = jnp.ones((problems.BATCH, 5), bool)
+  with pytest.raises(ValueError, match='`starts` must have one entry for every base chunk of 8'):
+    problems.make(CONFIGS['hope']).loss(*problems.texts(length=LENGTH), starts)
