@@ -1,5 +1,7 @@
 """The levels of a language model as a table."""
 
+from flax import nnx
+
 from nlx import core
 from nlx.levels import LevelInfo
 
@@ -8,9 +10,11 @@ def level_infos(model) -> list[LevelInfo]:
   """The levels of `model`, fastest first: memories, continuum memory blocks, slow weights."""
   config = model.config
   infos = _memories(model)
-  blocks = model.blocks.cms.blocks
-  learning = [block for block, period in zip(blocks, config.cms.periods, strict=True) if period]
-  for period, block in zip(config.in_context_periods, learning, strict=True):
+  blocks = zip(model.blocks.cms.blocks, config.cms.periods, strict=True)
+  sizes = [_size(block) for block, period in blocks if period]
+  if config.cms.form == 'nested':  # A slower level also learns the initial weights of a faster one.
+    sizes = [own + faster for own, faster in zip(sizes, (0, *sizes[:-1]), strict=True)]
+  for period, size in zip(config.in_context_periods, sizes, strict=True):
     infos.append(
       LevelInfo(
         name=f'CMS {period}',
@@ -18,7 +22,7 @@ def level_infos(model) -> list[LevelInfo]:
         unit='token',
         objective='next-token loss',
         rule=f'clipped {config.cms.rule.name}, learned rate',
-        parameters=core.tree_size(block.weights()),
+        parameters=size,
         transfer='gradient, initial state',
       )
     )
@@ -30,6 +34,11 @@ def _memories(model) -> list[LevelInfo]:
   layers = model.config.num_layers
   infos = model.blocks.mixer.memory.level_infos()
   return [info._replace(parameters=layers * info.parameters) for info in infos]
+
+
+def _size(block) -> int:
+  """Weights of a block of all layers, without the norm; of an abstract model as well."""
+  return core.tree_size((nnx.state(block.up), nnx.state(block.down)))
 
 
 def _slow(model) -> LevelInfo:
