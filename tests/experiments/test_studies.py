@@ -74,8 +74,8 @@ def test_second_reading_without_rates_learns_nothing():
 
 def test_long_context_compares_stretches_of_the_text():
   bits = np.repeat([1.0, 2.0, 4.0, 8.0], [8, 8, 16, 32])  # To 512, 1024, 2048 and 4096.
-  found = long_context.by_position(bits)
-  assert found == {'to_512': 1, 'to_1024': 2, 'to_2048': 4, 'to_4096': 8, 'rise': 7}
+  found = long_context.by_position(bits, bits + 0.5)
+  assert found == {'to_512': 1, 'to_1024': 2, 'to_2048': 4, 'to_4096': 8, 'gain': 0.5}
 
 
 def test_domains_counts_what_is_forgotten():
