@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from nlx import models
 from nlx.models import Sampling, sessions, streaming
 from tests.models import problems
 
@@ -19,6 +20,8 @@ HOPE = problems.in_float64(problems.with_mixer(problems.ONE_LAYER, chunk_size=8,
 TRANSFORMER = problems.in_float64(problems.CONFIGS['transformer'])
 NUCLEUS = Sampling(temperature=2.0, top_k=20, top_p=0.9)
 pytestmark = pytest.mark.usefixtures('float64')
+DOUBLE = {'dtype': jnp.float64, 'param_dtype': jnp.float64}
+SAMBA = models.samba(**problems.SIZES, **DOUBLE, window=4)
 both_models = pytest.mark.parametrize('config', [HOPE, TRANSFORMER], ids=['hope', 'transformer'])
 
 
@@ -73,11 +76,26 @@ def assert_close(got, expected, tolerance=1e-10):
 # ----- reading and writing
 
 
-@both_models
+@pytest.mark.parametrize('config', [HOPE, TRANSFORMER, SAMBA], ids=['hope', 'transformer', 'samba'])
 def test_session_has_the_logits_of_one_pass(config):
   text = problems.tokens(length=12, seed=7)[:, :9]
   logits, _ = problems.read(config, text, (9,))
   assert_close(session(config).logits, logits[:, -1])
+
+
+def test_session_reads_more_tokens_than_a_block():
+  text = problems.tokens(length=300)
+  got = sessions.read(problems.make(HOPE), started(HOPE), text)
+  expected = read(HOPE, started(HOPE), text)
+  assert_close((got.logits, got.state.levels), (expected.logits, expected.state.levels))
+  assert int(got.length) == 300
+
+
+def test_session_of_attention_is_read_up_to_its_last_place():
+  text = problems.tokens(length=64)
+  full = sessions.read(problems.make(TRANSFORMER), started(TRANSFORMER), text)
+  logits, _ = problems.read(TRANSFORMER, text, (64,))
+  assert_close(full.logits, logits[:, -1])
 
 
 @both_models
@@ -97,10 +115,13 @@ def test_two_writes_are_one_bit_for_bit(config):
   assert_equal((jnp.concatenate([first, second], axis=1), after), written(config))
 
 
-@both_models
-def test_session_of_many_blocks_is_written_as_in_one(config, monkeypatch):
-  monkeypatch.setattr('nlx.models.sessions.reading.BLOCK', 4)
-  assert_equal(write(config, session(config), sampling=Sampling(2.0, 20, 0.9)), written(config))
+def test_session_writes_more_tokens_than_a_block():
+  model = problems.make(TRANSFORMER)
+  before = sessions.start(model, problems.BATCH, max_length=310)
+  before = sessions.read(model, before, problems.tokens(length=PIECE))
+  first, middle = write(TRANSFORMER, before, 200)
+  second, after = write(TRANSFORMER, middle, 100)
+  assert_equal((jnp.concatenate([first, second], axis=1), after), write(TRANSFORMER, before, 300))
 
 
 def test_session_counts_what_it_reads_and_writes():

@@ -11,6 +11,7 @@ from nlx import core
 from nlx.levels.nested import restart_faster
 from nlx.models import streaming
 from nlx.models.language_model import LanguageModel
+from nlx.models.sessions.reading import init_state
 from nlx.models.sessions.session import UNLIMITED, Session, is_stacked
 
 
@@ -64,7 +65,7 @@ def _reset(graph, names, max_length, params, session):
 
   def one(stream):
     state, logits = stream
-    fresh = model.init_state(logits.shape[0], max_length)
+    fresh = init_state(model, logits.shape[0], max_length)
     owned = _places(model, state, names)
 
     def start_anew(carry):

@@ -15,11 +15,13 @@ from nlx.models.language_model import LanguageModel
 from nlx.models.sampling import ANCESTRAL, Sampling, choose
 from nlx.models.sessions.divergence import divergence
 from nlx.models.sessions.session import UNLIMITED, Session, at, is_stacked
-from nlx.models.streaming import Text
+from nlx.models.streaming import StreamState, Text
 
-# Tokens between two looks at what was written. One program, which may stop at any of them, writes
-# all texts, so that no cut into calls changes a bit.
+# Tokens that one call of a program writes or reads at most. One program, which may stop at any
+# token, writes all texts, so that no cut into calls changes a bit; a few read all texts, in blocks
+# that are filled up to a power of two, so that not every length is compiled.
 BLOCK = 256
+SMALLEST_BLOCK = 16
 
 
 def start(
@@ -69,12 +71,19 @@ def start(
   return _start(graph, batch_size, max_length if model.config.mixer.grows else None, params, key)
 
 
+def init_state(model: LanguageModel, batch_size: int, max_length: int | None) -> StreamState:
+  """The state before the first token, with room for a block of which only one token counts."""
+  if max_length is not None and model.config.base_chunk == 1:
+    max_length += BLOCK
+  return model.init_state(batch_size, max_length)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _start(graph, batch_size, max_length, params, key):
   model = nnx.merge(graph, params)
   config, zero = model.config, jnp.zeros((), jnp.int32)
   return Session(
-    state=model.init_state(batch_size, max_length),
+    state=init_state(model, batch_size, max_length),
     logits=jnp.zeros((batch_size, config.vocab_size), jnp.promote_types(config.dtype, jnp.float32)),
     key=key,
     written=zero,
@@ -114,32 +123,42 @@ def read(
   learns = np.broadcast_to(learns, tokens.shape)
   _check_room(session, tokens.shape[-1])
   graph, params = nnx.split(model)
-  new, finite = _read(graph, params, session, tokens, learns)
-  finite = np.asarray(finite)
-  if finite.min() < tokens.shape[-1]:
-    i = int(finite.argmin())
-    before, pick = (at(session, i), lambda x: x[i]) if is_stacked(session) else (session, np.array)
-    until = slice(finite.min() + 1)  # The levels as they were then.
-    first, _ = _read(graph, params, before, pick(tokens)[:, until], pick(learns)[:, until])
-    raise divergence(model, first, i if is_stacked(session) else None)
-  return new
+  for begin in range(0, tokens.shape[-1], BLOCK):
+    block = slice(begin, begin + BLOCK)
+    before, text = session, (tokens[..., block], learns[..., block])
+    count, padded = text[0].shape[-1], [_padded(x) for x in text]
+    session, finite = _read(graph, params, before, *padded, count)
+    finite = np.asarray(finite)
+    if finite.min() < count:
+      # With the levels as they were then.
+      session, _ = _read(graph, params, before, *padded, int(finite.min()) + 1)
+      i = int(finite.argmin()) if is_stacked(session) else None
+      raise divergence(model, session if i is None else at(session, i), i)
+  return session
+
+
+def _padded(x):
+  """Fills T of x [..., T] up to a power of two, but of one token, which takes constant time."""
+  length = x.shape[-1]
+  size = 1 if length == 1 else max(SMALLEST_BLOCK, 1 << (length - 1).bit_length())
+  return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - length)])
 
 
 @partial(jax.jit, static_argnums=0)
-def _read(graph, params, session, tokens, learns):
-  """The session after the tokens, and how many of them come before one whose logits are not."""
+def _read(graph, params, session, tokens, learns, count):
+  """The session after `count` of the tokens, and how many come before one whose logits are not."""
   model = nnx.merge(graph, params)
 
   def one(stream):
     state, *text = stream
-    logits, state = model(text[0], state, learns=text[1])
-    finite = jnp.all(jnp.isfinite(logits), axis=(0, 2))
-    return state, logits[:, -1], jnp.sum(jnp.cumprod(finite.astype(jnp.int32)))
+    logits, state = streaming.read(model, Text(*text), state, count)
+    finite = jnp.all(jnp.isfinite(logits), axis=(0, 2)).astype(jnp.int32)
+    last = jax.lax.dynamic_index_in_dim(logits, count - 1, axis=1, keepdims=False)
+    return state, last, jnp.sum(jnp.cumprod(finite))
 
   stream = (session.state, tokens, learns)
   state, logits, finite = jax.lax.map(one, stream) if is_stacked(session) else one(stream)
-  length = session.length + tokens.shape[-1]
-  return session._replace(state=state, logits=logits, length=length), finite
+  return session._replace(state=state, logits=logits, length=session.length + count), finite
 
 
 def write(
