@@ -56,6 +56,11 @@ def create(config: ml_collections.ConfigDict) -> Language:
 def stack(model: models.LanguageModel, config: ml_collections.ConfigDict) -> models.LanguageModel:
   """Returns the model with the levels of `config.stack`."""
   options = dict(config.stack)
+  if options['form'] == 'independent' and options['hidden'] is not None:
+    raise ValueError(
+      '`stack.hidden` is the width of new blocks in series, and must not be given if `stack.form` '
+      f"is 'independent': those share the hidden units of the MLP equally. Got {options['hidden']}."
+    )
   periods, rule = tuple(options.pop('periods')), make_in_context_rule(options.pop('rule'))
   rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1))  # Not those of the model.
   return models.stack_levels(model, periods, rule=rule, rngs=rngs, **options)
@@ -95,15 +100,22 @@ def make_rule(name: str, **options: Any) -> memories.Rule:
   return rules[name](**options)
 
 
+# Those whose derivative is finite where an inner gradient is zero.
+IN_CONTEXT_RULES = {
+  'gradient_descent': cms.GRADIENT_DESCENT,
+  'dgd': cms.DELTA_GRADIENT_DESCENT,
+  **{
+    name: cms.InContextRule(name, training.OPTIMIZERS[name])
+    for name in ('momentum', 'delta_momentum', 'm3', 'muon')
+  },
+}
+
+
 def make_in_context_rule(name: str) -> cms.InContextRule:
-  """Returns how blocks learn in context: by any optimizer of `nlx.training`, or DGD."""
-  rules = {'gradient_descent': cms.GRADIENT_DESCENT, 'dgd': cms.DELTA_GRADIENT_DESCENT}
-  rules |= {key: cms.InContextRule(key, make) for key, make in training.OPTIMIZERS.items()}
-  if name not in rules:
-    raise ValueError(
-      f'`model.cms_rule` and `stack.rule` must be one of {tuple(rules)}, got {name!r}.'
-    )
-  return rules[name]
+  """Returns the rule that `model.cms_rule` or `stack.rule` names."""
+  if name not in IN_CONTEXT_RULES:
+    raise ValueError(f'`cms_rule` must be one of {tuple(IN_CONTEXT_RULES)}, got {name!r}.')
+  return IN_CONTEXT_RULES[name]
 
 
 def loss_fn(graph: nnx.GraphDef) -> training.step.LossFn:

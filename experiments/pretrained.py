@@ -61,6 +61,12 @@ def is_llama(folder: pathlib.Path) -> bool:
 def _load_run(config: ml_collections.ConfigDict, folder: pathlib.Path) -> models.LanguageModel:
   """Returns the model of another run, with the levels that it has there."""
   described = common.read_config(folder)
+  found, here = described.data.tokenizer, config.data.tokenizer
+  if found != here:
+    raise ValueError(
+      f'`data.tokenizer` must be {found!r}, that of `pretrained` {str(folder)!r}, got {here!r}: '
+      'equal ids would stand for other text.'
+    )
   for key in ('model', 'stack'):
     if key == 'stack' and not described.stack.periods:
       continue

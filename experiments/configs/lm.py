@@ -82,7 +82,7 @@ SELF_MODIFICATION = {
 # How the blocks of the continuum memory system learn in context; see `CMSConfig`.
 IN_CONTEXT = {
   'cms_form': 'sequential',  # Or nested, independent.
-  'cms_rule': 'gradient_descent',  # Or dgd, or any optimizer below.
+  'cms_rule': 'gradient_descent',  # Or dgd, momentum, delta_momentum, m3, muon.
   'cms_rate': 0.1,
   'cms_max_norm': 1.0,
   'meta': 'full',  # The outer gradient through inner updates; or first, detached.
@@ -140,7 +140,8 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
   config.seed = 0
   config.cache_dir = ''  # Compiled programs; the user's cache folder if empty.
   config.model = _model(family, size)
-  config.stack = {**STACK, 'hidden': config_dict.placeholder(int)}  # Width of new blocks in series.
+  # F of new blocks in series; independent ones share the hidden units of the MLP equally.
+  config.stack = {**STACK, 'hidden': config_dict.placeholder(int)}
   config.pretrained = ''  # Folder of a run, or of a Llama, whose parameters are the first ones.
   config.data = {
     'corpus': 'documentation',  # Or python_source, a text file, a glob pattern.

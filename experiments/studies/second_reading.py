@@ -16,8 +16,8 @@ CAPTION = (
   'and level. Each was trained for 200 steps of 1,024 tokens on sequences of 512 of English '
   'documentation. Then slow weights are frozen, and four stretches of 8,192 bytes of the last '
   'tenth, held out, are read twice in a row, each as one stream. `gain` is the fall in bits per '
-  'byte from the first to the second reading. `without learning` is the gain of the same model '
-  'with the inner rates set to zero.'
+  'byte from the first to the second reading. `gain_without_learning` is that of the '
+  'same model with the inner rates of its blocks at zero; its memories still learn.'
 )
 
 
@@ -39,21 +39,26 @@ BIN = 256  # tokens, in the figure
 
 def run(sizes: Sizes) -> Found:
   """Returns a row for each model and seed, and the curves."""
-  rows: list[dict[str, Any]] = []
-  curves: dict[Any, list[list[float]]] = {}
-  for periods in sizes.periods:
-    for seed in sizes.seeds:
-      record = remembered(sizes, periods, seed)
-      rows.append(record['row'])
-      curves.setdefault(record['row']['levels'], []).append(record['curve'])
-      print(record['row'], flush=True)
-  return Found(rows, plot(sizes, rows, curves))
+  records = [
+    {'levels': levels(periods), **remembered(sizes, periods, seed)}
+    for periods in sizes.periods
+    for seed in sizes.seeds
+  ]
+  rows = [{'model': f'HOPE, {one["levels"]} levels', **one['row']} for one in records]
+  return Found(rows, plot(sizes, records))
+
+
+def levels(periods: tuple[int, ...]) -> int:
+  """How many blocks learn in context."""
+  return sum(period > 0 for period in periods)
 
 
 def remembered(sizes: Sizes, periods: tuple[int, ...], seed: int) -> dict[str, Any]:
   """What one model leaves."""
   key = (periods, seed, sizes.steps, sizes.texts, sizes.length, sizes.smoke)
-  return short_run.remember('second_reading', key, lambda: measure(sizes, periods, seed))
+  record = short_run.remember('second_reading', key, lambda: measure(sizes, periods, seed))
+  print(periods, record['row'], flush=True)
+  return record
 
 
 def measure(sizes: Sizes, periods: tuple[int, ...], seed: int) -> dict[str, Any]:
@@ -70,7 +75,6 @@ def measure(sizes: Sizes, periods: tuple[int, ...], seed: int) -> dict[str, Any]
   still = without_rates(params) if any(periods) else params
   first_still, second_still, _ = halves(short_run.read(graph, still, twice))
   row = {
-    'levels': sum(period > 0 for period in periods),
     'seed': seed,
     'parameters': trained.language.model.num_parameters(),
     'held_out_bits_per_byte': trained.bits_per_byte,
@@ -97,20 +101,23 @@ def halves(bits: jnp.ndarray) -> tuple[float, float, list[float]]:
   return float(first.mean()), float(second.mean()), bits.reshape(-1, width).mean(axis=1).tolist()
 
 
-def plot(sizes: Sizes, rows: list[dict[str, Any]], curves: dict[int, list]) -> Figure:
+def plot(sizes: Sizes, records: list[dict[str, Any]]) -> Figure:
   """The gain against the number of levels, and the losses along both readings."""
   figure = Figure(figsize=(9, 3.8), layout='constrained')
   left, right = figure.subplots(1, 2)
-  left.plot([row['levels'] for row in rows], [row['gain'] for row in rows], 'o', label='learning')
-  still = [row['gain_without_learning'] for row in rows]
-  left.plot([row['levels'] for row in rows], still, 'x', label='rates at zero')
+  counts = [one['levels'] for one in records]
+  for key, mark, label in (
+    ('gain', 'o', 'learning'),
+    ('gain_without_learning', 'x', 'rates at zero'),
+  ):
+    left.plot(counts, [one['row'][key] for one in records], mark, label=label)
   left.set(xlabel='levels that learn in context', ylabel='gain, bits per byte')
-  left.set_xticks(sorted(curves))
+  left.set_xticks(sorted(set(counts)))
   left.legend()
-  for (levels, bits), style in zip(curves.items(), ('-', '--', '-.', ':'), strict=False):
-    mean = np.mean(bits, axis=0)
+  for count, style in zip(sorted(set(counts)), ('-', '--', '-.', ':'), strict=False):
+    mean = np.mean([one['curve'] for one in records if one['levels'] == count], axis=0)
     tokens = (np.arange(len(mean)) + 0.5) * 2 * sizes.length / len(mean)
-    right.plot(tokens, mean, linestyle=style, label=f'{levels} levels')
+    right.plot(tokens, mean, linestyle=style, label=f'{count} levels')
   right.axvline(sizes.length, color='gray', linewidth=1)
   right.set(xlabel='bytes read', ylabel='bits per byte')
   right.legend()

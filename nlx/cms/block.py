@@ -39,33 +39,40 @@ class MLPBlock(nnx.Module):
     """The slow weights: 'up' [D, 2F] with the gate first, and 'down' [F, D]."""
     return {'up': self.up.kernel[...], 'down': self.down.kernel[...]}
 
-  def __call__(self, x: jax.Array, fast: FastWeights | None = None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, fast: FastWeights | None = None, mask: jax.Array | None = None
+  ) -> jax.Array:
     """Applies the block.
 
     Args:
       x: [B, C, D].
       fast: Weights of every sequence, 'up' [B, D, 2F] and 'down' [B, F, D]; the block's own if
         None.
+      mask: [B, C], 0 for tokens whose inputs no moment is to gather; 1 for all if None.
 
     Returns:
       [B, C, D].
     """
-    return x + self.mlp(x, fast)
+    return x + self.mlp(x, fast, mask)
 
-  def mlp(self, x: jax.Array, fast: FastWeights | None = None) -> jax.Array:
+  def mlp(
+    self, x: jax.Array, fast: FastWeights | None = None, mask: jax.Array | None = None
+  ) -> jax.Array:
     """What the block adds to x."""
-    up, down = (self.up, self.down) if fast is None else (_by(fast['up']), _by(fast['down']))
+    up, down = self.up, self.down
+    if fast is not None:
+      up, down = _by(fast['up'], mask), _by(fast['down'], mask)
     return swiglu(self.norm(x), up, down)
 
 
-def _by(weight):
+def _by(weight, mask):
   """The product with a weight of every sequence, [B, C, in] to [B, C, out]."""
   if not isinstance(weight, Captured):
     return lambda x: x @ weight.astype(x.dtype)
 
   def product(x):
     # Gradients of fast weights are sums over tokens; that of a moment would be a mean over C.
-    moment = x.shape[-2] * weight.moment
-    return jax.vmap(dense)(x, Captured(weight.weight.astype(x.dtype), moment))
+    captured = Captured(weight.weight.astype(x.dtype), x.shape[-2] * weight.moment)
+    return jax.vmap(dense)(x, captured, jnp.ones(x.shape[:-1]) if mask is None else mask)
 
   return product

@@ -7,7 +7,7 @@ import optax
 
 from nlx import core
 from nlx.cms.config import GRADIENT_DESCENT, CMSConfig, InContextRule
-from nlx.levels import PeriodicLevel, from_optax, nested
+from nlx.levels import Nested, PeriodicLevel, from_optax, nested
 from nlx.optim import is_captured
 
 
@@ -39,7 +39,8 @@ def in_context_level(
 
   theta_l <- theta_l - rate_l f(clip(g)), where g is the gradient of the next-token loss over the
   last `period` tokens, per token, and f what the rule makes of it, the gradient itself if it is
-  gradient descent. Clipping is by the norm over all layers of one sequence and level.
+  gradient descent. Clipping is by the norm over all layers of one sequence and level; a nested
+  level's own weights and what it hands down are clipped apart.
 
   Args:
     rates: Inner learning rate of each layer [L].
@@ -59,7 +60,11 @@ def in_context_level(
     return jax.vmap(lambda rate, params: rule.optimizer(rate).init(params))(rates, params)
 
   def update(gradients, state, params=None):
-    return step(rates, _clip(gradients, max_norm), state, params)
+    if isinstance(gradients, Nested):
+      clipped: Any = Nested(*(_clip(part, max_norm) for part in gradients))
+    else:
+      clipped = _clip(gradients, max_norm)
+    return step(rates, clipped, state, params)
 
   return from_optax(optax.GradientTransformation(init, update), period, batch_axis=1)
 

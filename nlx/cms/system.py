@@ -56,14 +56,25 @@ class ContinuumMemory(nnx.Module):
     weights = tuple(block.weights() for block, period in learning if period)
     return jax.tree.map(capture, weights) if self.config.rule.captures else weights
 
-  def __call__(self, x: jax.Array, fast: tuple[FastWeights, ...]) -> jax.Array:
-    """Applies all blocks to x [B, C, D]; `fast` holds weights of those that learn in context."""
+  def __call__(
+    self, x: jax.Array, fast: tuple[FastWeights, ...], mask: jax.Array | None = None
+  ) -> jax.Array:
+    """Applies all blocks.
+
+    Args:
+      x: [B, C, D].
+      fast: Weights of the blocks that learn in context.
+      mask: [B, C], 0 for tokens that these do not learn from; 1 for all if None.
+
+    Returns:
+      [B, C, D].
+    """
     own = iter(fast)
     weights = [next(own) if period else None for period in self.config.periods]
     if self.aggregation is None:
       for block, fast_weights in zip(self.blocks, weights, strict=True):
-        x = block(x, fast_weights)
+        x = block(x, fast_weights, mask)
       return x
-    added = (block.mlp(x, w) for block, w in zip(self.blocks, weights, strict=True))
+    added = (block.mlp(x, w, mask) for block, w in zip(self.blocks, weights, strict=True))
     factors = self.aggregation[...].astype(x.dtype)
     return x + sum(factors[i] * one for i, one in enumerate(added))

@@ -345,6 +345,11 @@ def _full_attention(config: models.LanguageModelConfig) -> AttentionConfig:
       f'`model` must have one MLP that does not learn in context, cms.periods (0,), '
       f'got {config.cms.periods}.'
     )
+  if config.cms.form == 'independent':
+    raise ValueError(
+      "`model` must add its MLP as it is, cms.form 'sequential' or 'nested', got 'independent', "
+      'which scales it by a learned factor.'
+    )
   if config.model_dim % mixer.num_heads:
     raise ValueError(
       f'`model_dim` must be a multiple of `num_heads` for transformers to load it, '

@@ -10,8 +10,9 @@ class Nested(NamedTuple):
   """Weights of a level that also learns where the next faster level starts from.
 
   Whenever such a level is updated, the faster one restarts from `initial`, with a fresh optimizer.
-  The gradient of `initial` is that of the faster level's weights, summed over the slower period:
-  the first-order form of learning an initial state (ours; the paper prints the minimum alone).
+  The gradient of `initial` is that of the faster level's weights, gathered over the slower period
+  as the level gathers its own: the first-order form of learning an initial state (ours; the paper
+  prints the minimum alone).
 
   Attributes:
     own: The weights that the network computes with.

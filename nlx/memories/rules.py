@@ -64,7 +64,7 @@ class Rule(NamedTuple):
 
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 54-57, 65-68, 90-93. The caps
-    are not in the paper; VisionHOPE, an implementation, has such.
+    are not in the paper.
   """
 
   name: str

@@ -106,6 +106,11 @@ class LanguageModelConfig:
     return self.cms.in_context_periods
 
   @property
+  def has_chunks(self) -> bool:
+    """Whether there are boundaries that streaming aligns to."""
+    return self.base_chunk > 1 or bool(self.in_context_periods)
+
+  @property
   def base_chunk(self) -> int:
     """Tokens between the boundaries that streaming aligns to; 1 if there are none."""
     return self.in_context_periods[0] if self.in_context_periods else self.mixer.alignment

@@ -102,7 +102,12 @@ class LanguageModel(nnx.Module):
   # ----- the network on one stretch of tokens
 
   def apply(
-    self, tokens: jax.Array, fast: tuple, carry: Carry, num_valid: jax.Array | None = None
+    self,
+    tokens: jax.Array,
+    fast: tuple,
+    carry: Carry,
+    num_valid: jax.Array | None = None,
+    mask: jax.Array | None = None,
   ) -> tuple[jax.Array, Carry]:
     """Reads tokens [B, C] from the start of a base chunk with given fast weights.
 
@@ -111,24 +116,26 @@ class LanguageModel(nnx.Module):
       fast: Weights of each level that learns in context, fastest first, leaves [L, B, ...].
       carry: Mixer states.
       num_valid: How many of the tokens count, a scalar; all if None.
+      mask: [B, C], 0 where there is no target to learn from; all are if None.
 
     Returns:
       Logits [B, C, vocab_size] in float32 and the new carry.
     """
-    return self._through(tokens, fast, carry, lambda mixer, *args: mixer(*args, num_valid))
+    mix = lambda mixer, *args: mixer(*args, num_valid)  # noqa: E731
+    return self._through(tokens, fast, carry, mix, mask)
 
   def apply_step(self, tokens: jax.Array, fast: tuple, carry: Carry) -> tuple[jax.Array, Carry]:
     """Reads one token [B, 1] of every sequence, anywhere in a chunk."""
     return self._through(tokens, fast, carry, lambda mixer, *args: mixer.step(*args))
 
-  def _through(self, tokens, fast, carry, mix):
+  def _through(self, tokens, fast, carry, mix, mask=None):
     """All blocks. The first mixer depends on no fast weight: no inner gradient passes it."""
     mixer, mixer_params = nnx.split(self.blocks.mixer)
     cms, cms_params = nnx.split(self.blocks.cms)
 
     def cms_then_next_mixer(x, inputs):
       cms_params, fast, mixer_params, state = inputs
-      x = nnx.merge(cms, cms_params)(x, fast)
+      x = nnx.merge(cms, cms_params)(x, fast, mask)
       return mix(nnx.merge(mixer, mixer_params), x, state)
 
     x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
@@ -138,7 +145,7 @@ class LanguageModel(nnx.Module):
       up_to_last = jax.tree.map(lambda x: x[:-1], (cms_params, fast))
       from_second = jax.tree.map(lambda x: x[1:], mixer_params)
       x, rest = core.scan_chunks(cms_then_next_mixer, x, (*up_to_last, from_second, rest))
-    x = nnx.merge(cms, _layer(cms_params, -1))(x, _layer(fast, -1))
+    x = nnx.merge(cms, _layer(cms_params, -1))(x, _layer(fast, -1), mask)
     logits = self.head(self.norm(x))
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return logits, Carry(first, rest)
@@ -180,7 +187,7 @@ class LanguageModel(nnx.Module):
       Summed loss and token count of each sequence [B], the new carry, and logits.
     """
     model = nnx.merge(nnx.graphdef(self), slow)
-    logits, carry = model.apply(chunk.tokens, fast, carry, num_valid)
+    logits, carry = model.apply(chunk.tokens, fast, carry, num_valid, chunk.mask)
     losses = token_losses(logits, chunk.targets) * chunk.mask
     return jnp.sum(losses, axis=1), jnp.sum(chunk.mask, axis=1), carry, logits
 
@@ -244,12 +251,13 @@ class LanguageModel(nnx.Module):
     base, learns = self.config.base_chunk, bool(self.config.in_context_periods)
     if starts is None:
       return base if learns else length
-    size = -(-length // starts.shape[1])
-    if size != base if learns else size % base:
+    entries = starts.shape[1]
+    size = base if learns else -(-length // max(entries, 1))
+    if entries != -(-length // size) or size % base:
       raise ValueError(
         f'`starts` must have one entry for every base chunk of {base} tokens'
         f'{"" if learns else ", or for every several of them"}: '
-        f'{starts.shape[1]} entries do not fit {length} tokens.'
+        f'{entries} entries do not fit {length} tokens.'
       )
     return size
 
@@ -336,7 +344,7 @@ class LanguageModel(nnx.Module):
     """
     if max_length is None and self.config.mixer.grows:
       raise ValueError('`max_length` must be given: attention keeps every token that it has read.')
-    if max_length is not None and self.config.base_chunk > 1:
+    if max_length is not None and self.config.has_chunks:
       max_length += self.config.base_chunk  # The last chunk is padded.
     return streaming.init_stream(self, batch_size, max_length)
 

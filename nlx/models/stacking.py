@@ -58,8 +58,8 @@ def stack_levels(
     The new model.
 
   Raises:
-    ValueError: If `model` has levels already, widths do not add up, or periods do not divide each
-      other.
+    ValueError: If `model` has levels already or scales its MLP, widths do not add up, or periods
+      do not divide each other.
 
   Example:
     >>> import nlx
@@ -78,6 +78,11 @@ def stack_levels(
     raise ValueError(
       '`model` must have one block that does not learn in context, cms.periods (0,), '
       f'got {old.cms.periods}.'
+    )
+  if old.cms.form == 'independent':
+    raise ValueError(
+      "`model` must add its MLP as it is, cms.form 'sequential' or 'nested', got 'independent', "
+      'which scales it by a learned factor.'
     )
   core.check_choice('form', form, FORMS)
   if not periods:

@@ -76,7 +76,7 @@ def read(
   Returns:
     Logits [B, T, V], of which those of tokens that do not count mean nothing, and the state.
   """
-  if model.config.base_chunk == 1:
+  if not model.config.has_chunks:
     return read_aligned(model, text, state, num_valid)
   if text.tokens.shape[1] == 1:
     return read_token(model, text, state)
@@ -85,7 +85,7 @@ def read(
 
 def read_token(model, text: Text, state: StreamState) -> tuple[jax.Array, StreamState]:
   """Reads one token [B, 1] in constant time; returns logits [B, 1, V] and state."""
-  if model.config.base_chunk == 1:
+  if not model.config.has_chunks:
     return read_aligned(model, text, state)
   full = state.phase == model.config.base_chunk
   state = jax.lax.cond(full, lambda s: end_chunk(model, s, text), lambda s: s, state)
@@ -106,7 +106,7 @@ def read_token_of_each(model, text: Text, states: StreamState) -> tuple[jax.Arra
   Returns:
     Logits [N, B, 1, V] and the states.
   """
-  if model.config.base_chunk == 1:
+  if not model.config.has_chunks:
     return jax.vmap(partial(read_aligned, model))(text, states)
   full = states.phase == model.config.base_chunk
 

@@ -39,8 +39,7 @@ def capture(weight: jax.Array) -> Captured:
   return Captured(weight, jnp.zeros(shape, jnp.promote_types(weight.dtype, jnp.float32)))
 
 
-@jax.custom_vjp
-def dense(x: jax.Array, captured: Captured) -> jax.Array:
+def dense(x: jax.Array, captured: Captured, weights: jax.Array | None = None) -> jax.Array:
   """The product x W, whose gradient for `moment` is the mean of x x^T, whatever the loss.
 
   Gradients of x and W are the usual ones. The mean is over all leading axes of x. A `jax.vmap` over
@@ -50,6 +49,7 @@ def dense(x: jax.Array, captured: Captured) -> jax.Array:
   Args:
     x: [..., in].
     captured: Of a kernel [in, out].
+    weights: [...], factors of the x x^T, such as 0 for those that are padding; 1 if None.
 
   Returns:
     [..., out].
@@ -61,22 +61,31 @@ def dense(x: jax.Array, captured: Captured) -> jax.Array:
     >>> jax.grad(loss)(kernel).moment.tolist()
     [[1.0, 2.0], [2.0, 4.0]]
   """
+  if weights is None:
+    weights = jnp.ones(x.shape[:-1], captured.moment.dtype)
+  return _dense(x, captured, weights)
+
+
+@jax.custom_vjp
+def _dense(x, captured, weights):
   return x @ captured.weight
 
 
-def _dense_forward(x, captured):
+def _dense_forward(x, captured, weights):
   y, backward = jax.vjp(jnp.matmul, x, captured.weight)
-  return y, (backward, x, captured.moment)
+  return y, (backward, x, captured.moment, weights)
 
 
 def _dense_backward(residuals, cotangent):
-  backward, x, moment = residuals
+  backward, x, moment, weights = residuals
   x_gradient, weight_gradient = backward(cotangent)
   rows = x.reshape(-1, x.shape[-1]).astype(moment.dtype)
-  return x_gradient, Captured(weight_gradient, rows.T @ rows / len(rows))
+  weighted = weights.reshape(-1, 1).astype(moment.dtype) * rows
+  moment_gradient = weighted.T @ rows / len(rows)
+  return x_gradient, Captured(weight_gradient, moment_gradient), jnp.zeros_like(weights)
 
 
-dense.defvjp(_dense_forward, _dense_backward)
+_dense.defvjp(_dense_forward, _dense_backward)
 
 
 class ScaleByDeltaGradientDescentState(NamedTuple):

@@ -176,6 +176,21 @@ def test_level_clips_weights_and_not_the_moments_of_inputs():
   assert_close(got, expected)
 
 
+def test_nested_level_clips_what_it_hands_down_apart():
+  """A large gradient of the faster block does not shorten the step of the slower one."""
+  one = cms.in_context_level(RATES, 1, MAX_NORM)
+  weights, gradient, count = stacked(0), stacked(1), jnp.ones(BATCH)
+
+  def step(of_faster):
+    signal = levels.Weighted(levels.Nested(gradient, of_faster), count)
+    return one.read(one.update(one.init(levels.Nested(weights, weights)), signal))
+
+  large = step(jax.tree.map(lambda x: 100 * x, gradient))
+  alone = one.read(one.update(one.init(weights), levels.Weighted(gradient, count)))
+  assert_close(large.own, alone)
+  assert_close(large.initial, alone)
+
+
 # ----- how often
 
 

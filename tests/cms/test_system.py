@@ -127,20 +127,23 @@ def test_blocks_have_the_widths_that_they_are_given():
 
 
 def test_blocks_that_capture_have_the_moments_of_their_inputs_as_gradients():
-  """Summed over the tokens of each sequence, like the gradients of the weights."""
+  """Summed over the tokens of each sequence that count, like the gradients of the weights."""
   system = chain((4,), rule=cms.DELTA_GRADIENT_DESCENT)
   fast = copies(system.initial_weights())
+  mask = jnp.ones((BATCH, LENGTH)).at[0, 1].set(0).at[2].set(0)
 
   def loss(fast):
-    return jnp.sum(jnp.sin(system(inputs(), fast)))
+    return jnp.sum(jnp.sin(system(inputs(), fast, mask)) * mask[..., None])
+
+  def plain_loss(fast):
+    return jnp.sum(jnp.sin(chain((4,))(inputs(), fast)) * mask[..., None])
 
   gradient = quick_jit(jax.grad(loss))(fast)[0]
-  plain = quick_jit(jax.grad(lambda fast: jnp.sum(jnp.sin(chain((4,))(inputs(), fast)))))
-  expected = plain(copies(chain((4,)).initial_weights()))[0]
+  expected = quick_jit(jax.grad(plain_loss))(copies(chain((4,)).initial_weights()))[0]
   block = system.blocks[0]
   normed = block.norm(inputs())
   gate, value = jnp.split(normed @ block.up.kernel[...], 2, axis=-1)
   for name, x in (('up', normed), ('down', jax.nn.silu(gate) * value)):
     np.testing.assert_allclose(gradient[name].weight, expected[name], atol=1e-5)
-    moment = jnp.einsum('bci,bcj->bij', x, x)
+    moment = jnp.einsum('bc,bci,bcj->bij', mask, x, x)
     np.testing.assert_allclose(gradient[name].moment, moment, atol=1e-4)

@@ -1,8 +1,11 @@
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import common
 from experiments.configs import lm
+from nlx import cms, levels, optim
 
 
 def test_config_comes_back_from_its_folder(tmp_path):
@@ -53,9 +56,38 @@ def test_unknown_model_family_is_an_error():
     common.create(config)
 
 
+def test_width_of_independent_levels_is_an_error():
+  config = lm.get_config('transformer-smoke')
+  config.stack.periods, config.stack.hidden = (16, 32), 8
+  with pytest.raises(ValueError, match="`stack.hidden` .* if `stack.form` is 'independent'.* 8"):
+    common.create(config)
+
+
 def test_diagnosis_keeps_the_order_of_the_levels():
   language = common.create(lm.get_config('hope-smoke'))
   tokens = jnp.zeros((1, 64), jnp.int32)
   batch = {'tokens': tokens, 'targets': tokens, 'mask': jnp.ones((1, 64))}
   sizes = common.diagnosis(language.graph)(language.params, batch)
   assert list(sizes) == [info.name for info in language.model.level_infos()]
+
+
+@pytest.mark.parametrize('name', common.IN_CONTEXT_RULES)
+def test_in_context_rule_has_a_finite_derivative_where_gradients_are_zero(name):
+  rule = common.make_in_context_rule(name)
+  level = cms.in_context_level(jnp.array([0.1]), 1, 1.0, rule)
+  weights = {'up': jnp.ones((1, 1, 3, 4))}
+  weights = jax.tree.map(optim.capture, weights) if rule.captures else weights
+
+  def loss(weights, gradients):
+    state = level.init(weights)
+    for _ in range(2):
+      state = level.update(state, levels.Weighted(gradients, jnp.ones(1)))
+    return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(level.read(state)))
+
+  gradients = jax.grad(loss, (0, 1))(weights, jax.tree.map(jnp.zeros_like, weights))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+
+
+def test_unknown_in_context_rule_is_an_error():
+  with pytest.raises(ValueError, match="`cms_rule` must be one of .*'m3'.*, got 'adamw'"):
+    common.make_in_context_rule('adamw')

@@ -31,6 +31,13 @@ def stacked(folder, **changes):
   return smoke(pretrained=str(folder), stack__periods=PERIODS, **changes)
 
 
+def save_tokenizer(folder, size):
+  path = folder / 'tokenizer.json'
+  vocabulary = {chr(33 + i): i for i in range(size)}
+  tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='!')).save(str(path))
+  return str(path)
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   """What a run of another seed leaves, had it no steps: its configuration and a checkpoint."""
@@ -49,10 +56,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory):
   """As many ids as the golden Llama has."""
-  path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.json'
-  vocabulary = {chr(33 + i): i for i in range(64)}
-  tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='!')).save(str(path))
-  return str(path)
+  return save_tokenizer(tmp_path_factory.mktemp('tokenizer'), 64)
 
 
 def first_params(config, workdir):
@@ -106,9 +110,12 @@ def test_folder_without_a_model_is_refused(tmp_path):
     first_params(stacked(tmp_path), tmp_path)
 
 
-def test_another_vocabulary_is_refused(finished, tmp_path, tokenizer):
-  config = stacked(finished, data__tokenizer=tokenizer)
-  with pytest.raises(ValueError, match='embedding.* is float32.256, 32. in the checkpoint'):
+@pytest.mark.parametrize('size', [64, 256])
+def test_another_tokenizer_is_refused(finished, tmp_path, size):
+  """Of another number of ids or of as many: either would read other text."""
+  path = save_tokenizer(tmp_path, size)
+  config = stacked(finished, data__tokenizer=path)
+  with pytest.raises(ValueError, match=f"must be 'bytes', that of `pretrained` .*, got '{path}'"):
     first_params(config, tmp_path)
 
 

@@ -300,6 +300,10 @@ def test_damaged_config_is_refused(checkpoint, text, message):
     (models.transformer(**SIZES, cms_periods=(0, 0)), r'cms.periods \(0,\), got \(0, 0\)'),
     (models.transformer(**SIZES, cms_periods=(8,)), r'cms.periods \(0,\), got \(8,\)'),
     (
+      models.transformer(**SIZES, cms_form='independent'),
+      "must add its MLP as it is.* 'independent'",
+    ),
+    (
       models.transformer(**{**SIZES, 'num_heads': 3}, head_dim=6),
       '`model_dim` must be a multiple of `num_heads` .*, got 16 and 3',
     ),

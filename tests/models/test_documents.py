@@ -81,7 +81,21 @@ def test_one_document_is_a_sequence_without_starts(config):
   np.testing.assert_allclose(got.sum(axis=1), expected.sum(axis=1), rtol=1e-10)
 
 
-def test_starts_that_do_not_fit_are_an_error():
-  starts = jnp.ones((problems.BATCH, 5), bool)
-  with pytest.raises(ValueError, match='`starts` must have one entry for every base chunk of 8'):
-    problems.make(CONFIGS['hope']).loss(*problems.texts(length=LENGTH), starts)
+def test_documents_may_end_within_a_chunk():
+  """At a length that no chunk divides."""
+  tokens, short = problems.tokens(length=LENGTH), LENGTH - 3
+  got = losses(CONFIGS['hope'], tokens[:, :short], STARTS)
+  np.testing.assert_allclose(
+    got[:, :-1], losses(CONFIGS['hope'], tokens, STARTS)[:, :-1], rtol=1e-10
+  )
+  assert got.shape == STARTS.shape
+
+
+@pytest.mark.parametrize(
+  ('name', 'length', 'entries'),
+  [('hope', 48, 5), ('hope', 41, 5), ('hope', 40, 6), ('window', 8, 0)],
+)
+def test_starts_that_do_not_fit_are_an_error(name, length, entries):
+  starts = jnp.ones((problems.BATCH, entries), bool)
+  with pytest.raises(ValueError, match='`starts` must have one entry for every base chunk of'):
+    problems.make(CONFIGS[name]).loss(*problems.texts(length=length), starts)

@@ -177,3 +177,9 @@ def test_mixer_must_fit_into_the_first_period():
 def test_model_with_levels_is_an_error():
   with pytest.raises(ValueError, match=r'one block .* got \(4, 8\)'):
     models.stack_levels(stack(TRANSFORMER, periods=(4, 8)), (4, 8))
+
+
+def test_model_that_scales_its_mlp_is_an_error():
+  config = problems.with_cms(TRANSFORMER, form='independent')
+  with pytest.raises(ValueError, match="`model` must add its MLP as it is.* 'independent'"):
+    stack(config, periods=(4, 8))

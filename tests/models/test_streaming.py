@@ -25,7 +25,8 @@ CUTS = {
 CONFIGS = {name: problems.in_float64(config) for name, config in problems.CONFIGS.items()}
 pytestmark = pytest.mark.usefixtures('float64')
 every_model = pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
-learning = pytest.mark.parametrize('name', ['hope', 'hope-attention'])
+LEARNING = ('hope', 'hope-attention')
+learning = pytest.mark.parametrize('name', LEARNING)
 
 
 def tokens():
@@ -96,6 +97,15 @@ def test_stream_of_every_form_learns_as_training_does(changes):
   )
 
 
+ONE_TOKEN = problems.with_cms(CONFIGS['hope-attention'], periods=(1, 4, 0))
+
+
+def test_stream_of_blocks_that_are_updated_at_every_token_learns_as_training_does():
+  got, _ = problems.read(ONE_TOKEN, tokens(), (1, 1, SHORT, 1, 2))
+  expected = whole(ONE_TOKEN)[1][:, : got.shape[1]]
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
+
+
 @every_model
 def test_stream_has_the_loss_of_training(config):
   _, targets, mask = problems.texts(length=LENGTH)
@@ -115,12 +125,19 @@ def test_stream_learns_from_the_tokens_it_is_told_to(name, cut):
   assert float(jnp.abs(got - whole(config)[1]).max()) > 1e-3
 
 
-@learning
-def test_stream_that_is_told_to_learn_from_nothing_keeps_its_weights(name):
-  config, first = CONFIGS[name], problems.fresh(CONFIGS[name])
+WITH_DGD = problems.with_cms(
+  dataclasses.replace(CONFIGS['hope-attention'], num_layers=1), rule=cms.DELTA_GRADIENT_DESCENT
+)
+
+
+@pytest.mark.parametrize(
+  'config', [*(CONFIGS[name] for name in LEARNING), WITH_DGD], ids=[*LEARNING, 'DGD']
+)
+def test_stream_that_is_told_to_learn_from_nothing_keeps_its_weights(config):
+  first = problems.fresh(config)
   _, state = problems.read(config, tokens(), CUTS['short'], learns=jnp.zeros_like(some()))
   for level, fresh in zip(state.levels, first.levels, strict=True):
-    jax.tree.map(np.testing.assert_array_equal, level.held, fresh.held)
+    jax.tree.map(np.testing.assert_array_equal, level.held.params, fresh.held.params)
 
 
 @every_model

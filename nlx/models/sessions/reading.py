@@ -73,7 +73,7 @@ def start(
 
 def init_state(model: LanguageModel, batch_size: int, max_length: int | None) -> StreamState:
   """The state before the first token, with room for a block of which only one token counts."""
-  if max_length is not None and model.config.base_chunk == 1:
+  if max_length is not None and not model.config.has_chunks:
     max_length += BLOCK
   return model.init_state(batch_size, max_length)
 
