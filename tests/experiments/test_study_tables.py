@@ -35,7 +35,9 @@ def found(study):
       return make()
     phases = key[3]
     scores = random.uniform(1, 3, (phases, len(domains.DOMAINS))).tolist()
-    return {'first_loss': random.uniform(1, 3), 'bits_per_byte': scores if phases > 1 else []}
+    initial = random.uniform(1, 3, len(domains.DOMAINS)).tolist()
+    first = {'first_loss': random.uniform(1, 3), 'initial': initial}
+    return {**first, 'bits_per_byte': scores if phases > 1 else []}
 
   def train(config):
     model = SimpleNamespace(num_parameters=lambda: 1000)
