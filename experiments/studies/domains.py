@@ -14,7 +14,7 @@ from nlx import data, evaluation
 TITLE = 'One domain of text after another'
 CAPTION = (
   'Language models of width 64 and equally many parameters learn English documentation, then '
-  'Python, C headers and JSON (of each the first 400,000 bytes, less a tenth that is held out), '
+  'Python, C headers and JSON (of each at most 400,000 bytes, less a tenth that is held out), '
   'then the documentation again: 100 steps of 1,024 tokens each, one optimizer throughout, at a '
   'constant rate. Columns `after ...` are bits per byte on 8,192 held-out bytes of the '
   'documentation, read in windows of 512, after each phase; `forgotten` is the rise from the first '

@@ -37,6 +37,7 @@ def nested(weights: Sequence[Any]) -> tuple[Any, ...]:
     What `level.init` takes, level by level, for `nlx.levels.nest`.
 
   Example:
+    >>> import nlx
     >>> nlx.levels.nested((1.0, 2.0, 3.0))[1:]
     (Nested(own=2.0, initial=1.0), Nested(own=3.0, initial=2.0))
   """
