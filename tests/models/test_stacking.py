@@ -82,11 +82,13 @@ def test_stacked_model_streams_what_the_model_did(config, options):
   np.testing.assert_allclose(got, expected(config)[:, :42], rtol=0, atol=1e-12)
 
 
+@pytest.mark.usefixtures('float64')
 @either_case
 def test_stacked_model_departs_from_the_model_at_its_first_update(config, options):
+  config = problems.in_float64(config)
   difference = jnp.abs(whole(stack(config, rate=0.5, **options)) - expected(config))
   first = options['periods'][0]
-  assert float(difference[:, :first].max()) < 1e-6
+  assert float(difference[:, :first].max()) < 1e-12
   assert float(difference[:, first].max()) > 1e-4
 
 
