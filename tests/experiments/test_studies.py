@@ -78,8 +78,9 @@ def test_long_context_compares_stretches_of_the_text():
 def test_domains_counts_what_is_forgotten():
   """Of a table [phases, domains] in bits, where less is better."""
   table = np.array([[2, 9, 9, 9], [3, 4, 9, 9], [5, 4, 1, 9], [4, 6, 2, 3], [2, 9, 9, 9]], float)
-  found = domains.summary([9.0] * 4, table)
+  found = domains.summary([9.0] * 4, table, np.array([2, 3, 2.5, 1, 9.0]))
   assert found['forgotten'] == 5 - 2
+  assert found['forgotten_in_one_stream'] == 3 - 2
   assert found['forgetting'] == pytest.approx(((4 - 2) + (6 - 4) + (2 - 1)) / 3)
   assert found['average'] == (4 + 6 + 2 + 3) / 4
   assert found['after_5_documentation'] == 2

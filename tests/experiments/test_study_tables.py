@@ -37,7 +37,8 @@ def found(study):
     scores = random.uniform(1, 3, (phases, len(domains.DOMAINS))).tolist()
     initial = random.uniform(1, 3, len(domains.DOMAINS)).tolist()
     first = {'first_loss': random.uniform(1, 3), 'initial': initial}
-    return {**first, 'bits_per_byte': scores if phases > 1 else []}
+    streams = random.uniform(1, 3, phases).tolist()
+    return {**first, 'bits_per_byte': scores if phases > 1 else [], 'in_one_stream': streams}
 
   def train(config):
     model = SimpleNamespace(num_parameters=lambda: 1000)
