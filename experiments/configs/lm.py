@@ -84,6 +84,7 @@ IN_CONTEXT = {
   'cms_form': 'sequential',  # Or nested, independent.
   'cms_rule': 'gradient_descent',  # Or dgd, momentum, delta_momentum, m3, muon.
   'cms_rate': 0.1,
+  'cms_proportional_rates': False,
   'cms_max_norm': 1.0,
   'meta': 'full',  # The outer gradient through inner updates; or first, detached.
 }

@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def run(sizes: Sizes) -> Found:
   """Returns a row for each variant."""
   names = list(VARIANTS)[:2] if sizes.smoke else list(VARIANTS)
-  records = {name: [remembered(sizes, name, seed) for seed in sizes.seeds] for name in names}
+  records = {name: remembered(sizes, name) for name in names}
   bits = {name: np.array([one['bits_per_byte'] for one in records[name]]) for name in names}
   rows = [
     {
@@ -63,25 +63,28 @@ def run(sizes: Sizes) -> Found:
   return Found(rows, plot(bits))
 
 
-def remembered(sizes: Sizes, name: str, seed: int) -> dict[str, Any]:
-  """What one run leaves."""
-  key = (name, seed, sizes.steps, sizes.smoke)
-  record = short_run.remember('ablation', key, lambda: measure(sizes, name, seed))
-  print(name, seed, record, flush=True)
-  return record
+def remembered(sizes: Sizes, name: str) -> list[dict[str, Any]]:
+  """What the runs of one variant leave."""
+  key = (name, sizes)
+  records = short_run.remember('ablation', key, lambda: measure(sizes, name))
+  print(name, records, flush=True)
+  return records
 
 
-def measure(sizes: Sizes, name: str, seed: int) -> dict[str, Any]:
+def measure(sizes: Sizes, name: str) -> list[dict[str, Any]]:
   """Trains one variant."""
-  config = short_run.small(
-    'hope', smoke=sizes.smoke, seed=seed, steps=sizes.steps, **VARIANTS[name]
+  trained = short_run.train(
+    short_run.small('hope', smoke=sizes.smoke, seed=seed, steps=sizes.steps, **VARIANTS[name])
+    for seed in sizes.seeds
   )
-  trained = short_run.train(config)
-  return {
-    'bits_per_byte': trained.bits_per_byte,
-    'train_loss': short_run.last_loss(trained.losses),
-    'parameters': trained.language.model.num_parameters(),
-  }
+  return [
+    {
+      'bits_per_byte': one.bits_per_byte,
+      'train_loss': short_run.last_loss(one.losses),
+      'parameters': one.language.model.num_parameters(),
+    }
+    for one in trained
+  ]
 
 
 def plot(bits: dict[str, np.ndarray]) -> Figure:

@@ -18,15 +18,15 @@ CAPTION = (
   'then the documentation again: 100 steps of 1,024 tokens each, one optimizer throughout, at a '
   'constant rate. Columns `after ...` are bits per byte on 8,192 held-out bytes of the '
   'documentation, read in windows of 512, after each phase; `forgotten` is the rise from the first '
-  'phase to the worst of the next three. `average`, `forgetting` and `forward transfer` are those '
-  'of `nlx.evaluation.continual_scores` over the four domains; C headers and JSON repeat '
-  'themselves, so that what is held out of them is in part known. `HOPE, 1 level` has three MLP '
-  'blocks per layer, of which one learns in context, every 64 tokens; with 3 levels they learn '
-  'every 64, 128 and 256. With `slow steps` the second and third block also take a training step '
-  'only every 4 and 16 steps, with the mean gradient, so that they move less in all. `forgotten in '
-  'one stream` is `forgotten` where all 8,192 bytes are read as one text, in which HOPE learns in '
-  'context as it goes. Each model had three learning rates on the first phase of seed 0; '
-  '`rate_at_edge` says where the best is the smallest or the largest.'
+  'phase to the worst of the next three, and `forgotten_in_one_stream` the same where all 8,192 '
+  'bytes are read as one text, in which HOPE learns as it goes. `average`, `forgetting` and '
+  '`forward transfer` are those of `nlx.evaluation.continual_scores` over the four domains; C '
+  'headers and JSON repeat themselves, so that what is held out of them is in part known. `HOPE, 1 '
+  'level` has three MLP blocks per layer, of which one learns in context, every 64 tokens; with 3 '
+  'levels they learn every 64, 128 and 256, at rates that begin in proportion. With `slow steps` '
+  'the second and third block also take a training step only every 4 and 16 steps, with the mean '
+  'gradient, so that they move less in all. Each model had three learning rates on the first phase '
+  'of seed 0; `rate_at_edge` says where the best is the smallest or the largest.'
 )
 
 
@@ -44,6 +44,7 @@ FULL = Sizes()
 SMOKE = Sizes(2, (0,), tries=1, held_out=512, smoke=True)
 DOMAINS = ('documentation', 'python_source', 'c_headers', 'configuration')
 PHASES = (*DOMAINS, DOMAINS[0])
+Run = tuple[float, int]  # Learning rate and seed.
 MAX_BYTES = 400_000
 SLOW_STEPS = {r"\['blocks'\]\[1\]": 4, r"\['blocks'\]\[2\]": 16}  # Of parameters' paths.
 
@@ -60,12 +61,10 @@ class Contender(NamedTuple):
 RATES = (5e-3, 1.6e-2, 4.8e-2)
 CONTENDERS = {
   'Transformer++': Contender('transformer', {}, (1.5e-3, 4.5e-3, 1.35e-2)),
-  'HOPE, 1 level': Contender('hope', {'cms_periods': (64, 0, 0)}, RATES),
-  'HOPE, 3 levels': Contender('hope', {'cms_periods': (64, 128, 256)}, RATES),
-  'HOPE, 1 level, slow steps': Contender('hope', {'cms_periods': (64, 0, 0)}, RATES, SLOW_STEPS),
-  'HOPE, 3 levels, slow steps': Contender(
-    'hope', {'cms_periods': (64, 128, 256)}, RATES, SLOW_STEPS
-  ),
+  'HOPE, 1 level': Contender('hope', short_run.levels(1), RATES),
+  'HOPE, 3 levels': Contender('hope', short_run.levels(3), RATES),
+  'HOPE, 1 level, slow steps': Contender('hope', short_run.levels(1), RATES, SLOW_STEPS),
+  'HOPE, 3 levels, slow steps': Contender('hope', short_run.levels(3), RATES, SLOW_STEPS),
 }
 
 
@@ -76,8 +75,8 @@ def run(sizes: Sizes) -> Found:
   names = list(CONTENDERS)[:1] if sizes.smoke else list(CONTENDERS)
   for name in names:
     rate = tune(sizes, name)
-    for seed in sizes.seeds:
-      found = remembered(sizes, name, rate, seed, len(PHASES))
+    runs = [(rate, seed) for seed in sizes.seeds]
+    for seed, found in zip(sizes.seeds, remembered(sizes, name, runs, len(PHASES)), strict=True):
       table = np.asarray(found['bits_per_byte'])
       curves.setdefault(name, []).append(table)
       rows.append(
@@ -96,20 +95,56 @@ def run(sizes: Sizes) -> Found:
 def tune(sizes: Sizes, name: str) -> float:
   """The rate with the lowest loss at the end of the first phase."""
   rates = CONTENDERS[name].rates[-sizes.tries :]
-  seed = sizes.seeds[0]
-  losses = {rate: remembered(sizes, name, rate, seed, 1)['first_loss'] for rate in rates}
+  tried = remembered(sizes, name, [(rate, sizes.seeds[0]) for rate in rates], 1)
+  losses = {rate: one['first_loss'] for rate, one in zip(rates, tried, strict=True)}
   print(name, losses, flush=True)
   return min(losses, key=lambda rate: losses[rate])
 
 
-def remembered(sizes: Sizes, name: str, rate: float, seed: int, phases: int) -> dict[str, Any]:
-  """What one run through the first phases leaves."""
-  key = (name, rate, seed, phases, sizes.steps, sizes.held_out, sizes.smoke)
-  return short_run.remember('domains', key, lambda: learn(sizes, name, rate, seed, phases))
+def remembered(sizes: Sizes, name: str, runs: list[Run], phases: int) -> list[dict[str, Any]]:
+  """What runs of a model through the first phases leave."""
+  key = (name, runs, phases, sizes)
+  return short_run.remember('domains', key, lambda: learn(sizes, name, runs, phases))
 
 
-def learn(sizes: Sizes, name: str, rate: float, seed: int, phases: int) -> dict[str, Any]:
+def learn(sizes: Sizes, name: str, runs: list[Run], phases: int) -> list[dict[str, Any]]:
   """Learns domain after domain; scores [phases, domains] on each after each."""
+  configs = [configure(sizes, name, *run) for run in runs]
+  side_by_side = short_run.SideBySide(configs)
+  language = side_by_side.languages[0]
+  corpora = {
+    domain: data.load(domain, language.tokenizer, max_bytes=MAX_BYTES) for domain in DOMAINS
+  }
+  held_out = {
+    domain: jnp.asarray(corpus.validation.tokens[None, : sizes.held_out + 1], jnp.int32)
+    for domain, corpus in corpora.items()
+  }
+  found: list[dict[str, Any]] = [{'bits_per_byte': [], 'in_one_stream': []} for _ in runs]
+
+  def score(run):
+    params = side_by_side.params(run)
+    return [bits(language, params, held_out[domain]) for domain in DOMAINS]
+
+  if phases > 1:
+    for i, record in enumerate(found):
+      record['initial'] = score(i)
+  for phase, domain in enumerate(PHASES[:phases]):
+    for i, config in enumerate(configs):
+      config.seed = runs[i][1] * len(PHASES) + phase  # Of the order of the batches.
+      task = language_model.make_task(config, language, corpora[domain])
+      side_by_side.streams[i] = task.batches
+    losses = np.stack([side_by_side.advance() for _ in range(sizes.steps)], axis=1)
+    for i, record in enumerate(found):
+      record.setdefault('first_loss', short_run.last_loss(losses[i].tolist()))
+      if phases > 1:
+        stream = bits(language, side_by_side.params(i), held_out[DOMAINS[0]], sizes.held_out)
+        record['bits_per_byte'].append(score(i))
+        record['in_one_stream'].append(stream)
+  return found
+
+
+def configure(sizes: Sizes, name: str, rate: float, seed: int) -> Any:
+  """Returns the configuration of one run."""
   contender, total = CONTENDERS[name], sizes.steps * len(PHASES)
   config = short_run.small(
     contender.family, smoke=sizes.smoke, seed=seed, steps=total, **contender.fields
@@ -119,31 +154,7 @@ def learn(sizes: Sizes, name: str, rate: float, seed: int, phases: int) -> dict[
     config.optimizer.name = 'multi_rate'
     with config.unlocked():
       config.optimizer.multi_rate.periods = contender.periods
-  task, language = short_run.prepare(config)
-  step = short_run.Step(task, language.params, seed)
-  corpora = {
-    domain: data.load(domain, language.tokenizer, max_bytes=MAX_BYTES) for domain in DOMAINS
-  }
-  held_out = {
-    domain: jnp.asarray(corpus.validation.tokens[None, : sizes.held_out + 1], jnp.int32)
-    for domain, corpus in corpora.items()
-  }
-  score = lambda: [bits(language, step.state.params, held_out[one]) for one in DOMAINS]  # noqa: E731
-  initial, losses, scores, streams = score() if phases > 1 else [], [], [], []
-  for phase, domain in enumerate(PHASES[:phases]):
-    config.seed = seed * len(PHASES) + phase  # Of the order of the batches.
-    step.batches = language_model.make_task(config, language, corpora[domain]).batches
-    losses.append([step.advance() for _ in range(sizes.steps)])
-    if phases > 1:
-      scores.append(score())
-      streams.append(bits(language, step.state.params, held_out[DOMAINS[0]], sizes.held_out))
-  last = short_run.last_loss(losses[0])
-  return {
-    'first_loss': last,
-    'initial': initial,
-    'bits_per_byte': scores,
-    'in_one_stream': streams,
-  }
+  return config
 
 
 def bits(language: Any, params: Any, text: jax.Array, window: int = 512) -> float:

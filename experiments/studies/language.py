@@ -2,12 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.benchmarks import timing
 from experiments.configs import lm
 from experiments.studies import Found, short_run
+from nlx import training
 
 TITLE = 'Optimizers on language models'
 CAPTION = (
@@ -104,7 +106,7 @@ def tune(sizes: Sizes, model: str, name: str) -> tuple[float, list[dict[str, Any
 
 def train(sizes: Sizes, model: str, name: str, rate: float, seed: int) -> dict[str, Any]:
   """Trains once."""
-  trained = short_run.train(configure(sizes, model, name, rate, seed))
+  (trained,) = short_run.train([configure(sizes, model, name, rate, seed)])
   return {'losses': trained.losses, 'bits_per_byte': trained.bits_per_byte}
 
 
@@ -113,9 +115,29 @@ def time_steps(sizes: Sizes, model: str, rates: dict[str, float]) -> dict[str, f
   steps = []
   for name, rate in rates.items():
     task, language = short_run.prepare(configure(sizes, model, name, rate, 0))
-    steps.append(short_run.Step(task, language.params, seed=0))
+    steps.append(Step(task, language.params, seed=0))
     steps[-1].advance()
   return dict(zip(rates, timing.medians(steps, sizes.turns), strict=True))
+
+
+class Step:
+  """A training step that goes on from its own last state."""
+
+  def __init__(self, task: training.Task, params: Any, seed: int):
+    """Compiles nothing yet."""
+    self.state = training.init_state(params, task.tx, key=jax.random.key(seed))
+    self.step, self.batches = training.make_step(task.loss_fn, task.tx), task.batches
+    self.batch: Any = None
+
+  def advance(self) -> float:
+    """Takes one step on the next batch and returns its loss."""
+    self.batch = jax.device_put(next(self.batches))
+    return float(self())
+
+  def __call__(self) -> jax.Array:
+    """Takes one step, on the last batch again, and returns its loss."""
+    self.state, metrics = self.step(self.state, self.batch)
+    return metrics['loss']
 
 
 def _family(model: str) -> str:

@@ -35,8 +35,8 @@ class Sizes(NamedTuple):
 FULL = Sizes()
 SMOKE = Sizes(2, (0,), texts=1, length=1024, smoke=True)
 MODELS = {
-  'HOPE': ('hope', {'cms_periods': (64, 128, 256)}),
-  'HOPE, no level in context': ('hope', {'cms_periods': (0, 0, 0)}),
+  'HOPE': ('hope', short_run.levels(3)),
+  'HOPE, no level in context': ('hope', short_run.levels(0)),
   'Transformer++': ('transformer', {}),
 }
 
@@ -46,8 +46,7 @@ def run(sizes: Sizes) -> Found:
   rows: list[dict[str, Any]] = []
   curves: dict[Any, list[np.ndarray]] = {}
   for name in MODELS:
-    for seed in sizes.seeds:
-      found = remembered(sizes, name, seed)
+    for seed, found in zip(sizes.seeds, remembered(sizes, name), strict=True):
       bits, fresh = (np.asarray(found[key]) for key in ('bits', 'fresh'))
       curves.setdefault(name, []).append(fresh - bits)
       rows.append({'model': name, 'seed': seed, **by_position(bits, fresh)})
@@ -55,17 +54,27 @@ def run(sizes: Sizes) -> Found:
   return Found(rows, plot(sizes, curves))
 
 
-def remembered(sizes: Sizes, name: str, seed: int) -> dict[str, list[float]]:
-  """What one model leaves: its mean loss at every 64 positions, and that of short readings."""
-  key = (name, seed, sizes.steps, sizes.texts, sizes.length, sizes.smoke)
-  return short_run.remember('long_context', key, lambda: measure(sizes, name, seed))
+def remembered(sizes: Sizes, name: str) -> list[dict[str, list[float]]]:
+  """What a model of each seed leaves: its loss by position, and that of short readings."""
+  key = (name, sizes)
+  return short_run.remember('long_context', key, lambda: measure(sizes, name))
 
 
-def measure(sizes: Sizes, name: str, seed: int) -> dict[str, list[float]]:
-  """Trains a model and has it read."""
+def measure(sizes: Sizes, name: str) -> list[dict[str, list[float]]]:
+  """Trains models and has them read."""
   family, fields = MODELS[name]
-  config = short_run.small(family, smoke=sizes.smoke, seed=seed, steps=sizes.steps, **fields)
-  trained = short_run.train(config)
+  configs = [
+    short_run.small(family, smoke=sizes.smoke, seed=seed, steps=sizes.steps, **fields)
+    for seed in sizes.seeds
+  ]
+  return [
+    reading(sizes, config, trained)
+    for config, trained in zip(configs, short_run.train(configs), strict=True)
+  ]
+
+
+def reading(sizes: Sizes, config: Any, trained: short_run.Trained) -> dict[str, list[float]]:
+  """Has a model read; the mean loss at every 64 positions, at once and in short readings."""
   corpus = data.load(config.data.corpus, trained.language.tokenizer)
   texts = short_run.windows(corpus.validation.tokens, sizes.texts, sizes.length + 1)
   graph, params = trained.language.graph, trained.params

@@ -2,12 +2,13 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from experiments import common, language_model
@@ -16,6 +17,8 @@ from experiments.reporting import provenance
 from nlx import data, models, training
 
 WIDTH, NUM_HEADS, PARAMETERS = 64, 2, 250_000
+PERIODS = (64, 128, 256)
+_TRAINED: dict[str, list[Any]] = {}
 FOLDER = provenance.ROOT / 'runs' / 'studies'
 
 
@@ -51,26 +54,6 @@ def small(family: str, *, smoke: bool = False, seed: int = 0, steps: int, **mode
   return config
 
 
-class Step:
-  """A training step that goes on from its own last state."""
-
-  def __init__(self, task: training.Task, params: Any, seed: int):
-    """Compiles nothing yet."""
-    self.state = training.init_state(params, task.tx, key=jax.random.key(seed))
-    self.step, self.batches = training.make_step(task.loss_fn, task.tx), task.batches
-    self.batch: Any = None
-
-  def advance(self) -> float:
-    """Takes one step on the next batch and returns its loss."""
-    self.batch = jax.device_put(next(self.batches))
-    return float(self())
-
-  def __call__(self) -> jax.Array:
-    """Takes one step, on the last batch again, and returns its loss."""
-    self.state, metrics = self.step(self.state, self.batch)
-    return metrics['loss']
-
-
 def prepare(config: Any) -> tuple[training.Task, common.Language]:
   """Returns what is learned, and the first parameters."""
   language = common.create(config)
@@ -78,15 +61,64 @@ def prepare(config: Any) -> tuple[training.Task, common.Language]:
   return language_model.make_task(config, language, corpus), language
 
 
-def train(config: Any) -> Trained:
-  """Trains for `config.training.steps`."""
-  task, language = prepare(config)
-  step = Step(task, language.params, config.seed)
-  losses = [step.advance() for _ in range(config.training.steps)]
-  validation = map(jax.device_put, task.validation)
-  loss, _ = training.evaluate(training.make_eval(task.loss_fn), step.state.params, validation)
-  held_out = training.bits_per_byte(loss, task.validation_bytes_per_token)
-  return Trained(language, step.state.params, losses, held_out)
+def levels(count: int) -> dict[str, Any]:
+  """Fields of a HOPE with three blocks per layer, of which the first `count` learn in context."""
+  periods = tuple(period if i < count else 0 for i, period in enumerate(PERIODS))
+  return {'cms_periods': periods, 'cms_proportional_rates': True}
+
+
+class SideBySide:
+  """Runs of one model that differ in seed or learning rate, as one program."""
+
+  def __init__(self, configs: Sequence[Any]):
+    """Compiles nothing yet. The updates of the optimizer must be proportional to its rate."""
+    rates = [config.optimizer.learning_rate for config in configs]
+    prepared = [prepare(config) for config in configs]
+    self.tasks, self.languages = zip(*prepared, strict=True)
+    self.streams = [task.batches for task in self.tasks]
+    scaled = lambda factor: optax.chain(  # noqa: E731
+      self.tasks[0].tx, optax.inject_hyperparams(optax.scale)(step_size=factor)
+    )
+    states = [
+      training.init_state(language.params, scaled(rate / rates[0]), key=jax.random.key(config.seed))
+      for config, rate, language in zip(configs, rates, self.languages, strict=True)
+    ]
+    self.state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    step = training.make_step(self.tasks[0].loss_fn, scaled(1.0))
+    self.step = jax.jit(jax.vmap(step), donate_argnums=0)
+
+  def advance(self) -> np.ndarray:
+    """Takes a step of every run, each on its own next batch; returns their losses."""
+    batches = [next(stream) for stream in self.streams]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    self.state, metrics = self.step(self.state, batch)
+    return np.asarray(metrics['loss'])
+
+  def params(self, run: int) -> Any:
+    """The parameters of one run as they are now."""
+    return jax.tree.map(lambda leaf: leaf[run], self.state.params)
+
+
+def train(configs: Iterable[Any]) -> list[Trained]:
+  """Trains runs of one model side by side for `config.training.steps`; each but once a process."""
+  configs = tuple(configs)
+  key = str(tuple(config.to_dict() for config in configs))
+  if key not in _TRAINED:
+    _TRAINED[key] = _train(configs)
+  return _TRAINED[key]
+
+
+def _train(configs: Sequence[Any]) -> list[Trained]:
+  runs = SideBySide(configs)
+  losses = np.stack([runs.advance() for _ in range(configs[0].training.steps)], axis=1)
+  evaluate = training.make_eval(runs.tasks[0].loss_fn)
+  trained = []
+  for i, (task, language) in enumerate(zip(runs.tasks, runs.languages, strict=True)):
+    params = runs.params(i)
+    loss, _ = training.evaluate(evaluate, params, map(jax.device_put, task.validation))
+    held_out = training.bits_per_byte(loss, task.validation_bytes_per_token)
+    trained.append(Trained(language, params, losses[i].tolist(), held_out))
+  return trained
 
 
 def last_loss(losses: list[float]) -> float:
@@ -110,7 +142,7 @@ def windows(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
   return np.stack([tokens[begin : begin + length] for begin in begins])
 
 
-def remember(name: str, key: Iterable[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def remember(name: str, key: Iterable[Any], make: Callable[[], Any]) -> Any:
   """Makes a record, or finds it where an interrupted study at the same commit has left it.
 
   Args:

@@ -48,7 +48,10 @@ class CMSConfig:
       one, which restarts from them at the end of the slower period; 'independent' (Eq. 74), blocks
       side by side, joined by a learned weighted sum.
     rule: How blocks learn in context.
-    rate: Initial inner learning rate of every block; 0 for blocks that stay where they are.
+    rate: Initial inner learning rate of the blocks; 0 for blocks that stay where they are.
+    proportional_rates: Whether `rate` is that of the fastest block only, and those of slower ones
+      are greater as their periods are. Gradients are means over a period; this makes their steps
+      those on the sums of Eq. 71, so that in the same time all blocks go about equally far.
     max_norm: Norm to which inner gradients are clipped.
     norm_epsilon: Under the root of every norm.
     dtype: Of matrix products.
@@ -64,6 +67,7 @@ class CMSConfig:
   form: str = 'sequential'
   rule: InContextRule = GRADIENT_DESCENT
   rate: float = 0.1
+  proportional_rates: bool = False
   max_norm: float = 1.0
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
@@ -107,6 +111,14 @@ class CMSConfig:
   def in_context_periods(self) -> tuple[int, ...]:
     """Periods of the blocks that learn in context, fastest first."""
     return tuple(period for period in self.periods if period)
+
+  @property
+  def initial_rates(self) -> tuple[float, ...]:
+    """Inner learning rates of the blocks that learn in context, before any is learned."""
+    periods = self.in_context_periods
+    return tuple(
+      self.rate * (period / periods[0] if self.proportional_rates else 1.0) for period in periods
+    )
 
   @property
   def widths(self) -> tuple[int, ...]:

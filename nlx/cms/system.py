@@ -48,7 +48,9 @@ class ContinuumMemory(nnx.Module):
 
   def rates(self) -> jax.Array:
     """Inner learning rates of the blocks that learn in context, [..., blocks], fastest first."""
-    return self.config.rate * jnp.exp(self.log_rate_factors[...])
+    factors = jnp.exp(self.log_rate_factors[...])  # [..., blocks], of all layers if stacked.
+    rates = jnp.asarray(self.config.initial_rates, factors.dtype)
+    return jnp.broadcast_to(rates, factors.shape) * factors
 
   def initial_weights(self) -> tuple[FastWeights, ...]:
     """Slow weights of the blocks that learn in context, in the order of the blocks."""

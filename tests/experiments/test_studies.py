@@ -18,7 +18,7 @@ from experiments.studies import (
   second_reading,
   short_run,
 )
-from nlx import data, models
+from nlx import data, models, training
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,24 @@ def test_ablation_compares_models_of_equal_size(fields):
   config = short_run.small('hope', steps=2, **fields)
   size = models.count_parameters(common.make_model_config(config.model, 256))
   assert size == pytest.approx(short_run.PARAMETERS + 2 * 256 * short_run.WIDTH, rel=0.03)
+
+
+def test_runs_side_by_side_are_the_runs_one_by_one():
+  """With seeds and learning rates of their own."""
+  configs = [short_run.small('linear_attention', smoke=True, seed=seed, steps=4) for seed in (0, 1)]
+  configs[1].optimizer.learning_rate *= 3
+  together = short_run.SideBySide(configs)
+  losses = np.stack([together.advance() for _ in range(4)], axis=1)
+  for i, config in enumerate(configs):
+    task, language = short_run.prepare(config)
+    state = training.init_state(language.params, task.tx, key=jax.random.key(config.seed))
+    step = training.make_step(task.loss_fn, task.tx)
+    for j in range(4):
+      state, metrics = step(state, next(task.batches))
+      np.testing.assert_allclose(losses[i, j], metrics['loss'], rtol=1e-5)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), together.params(i), state.params
+    )
 
 
 def test_second_reading_without_rates_moves_no_block():

@@ -16,7 +16,7 @@ CONTENDERS = {
   'ablation': len(ablation.VARIANTS),
   'domains': len(domains.CONTENDERS),
   'long_context': len(long_context.MODELS),
-  'second_reading': len(second_reading.FULL.periods),
+  'second_reading': len(second_reading.FULL.levels),
 }
 
 
@@ -33,14 +33,21 @@ def found(study):
   def remember(name, key, make):
     if name != 'domains':  # The others train in one place, which can be replaced.
       return make()
-    phases = key[3]
-    scores = random.uniform(1, 3, (phases, len(domains.DOMAINS))).tolist()
-    initial = random.uniform(1, 3, len(domains.DOMAINS)).tolist()
-    first = {'first_loss': random.uniform(1, 3), 'initial': initial}
-    streams = random.uniform(1, 3, phases).tolist()
-    return {**first, 'bits_per_byte': scores if phases > 1 else [], 'in_one_stream': streams}
+    _, runs, phases, _ = key
+    return [
+      {
+        'first_loss': random.uniform(1, 3),
+        'initial': random.uniform(1, 3, len(domains.DOMAINS)).tolist(),
+        'bits_per_byte': random.uniform(1, 3, (phases, len(domains.DOMAINS))).tolist(),
+        'in_one_stream': random.uniform(1, 3, phases).tolist(),
+      }
+      for _ in runs
+    ]
 
-  def train(config):
+  def train(configs):
+    return [trained(config) for config in configs]
+
+  def trained(config):
     model = SimpleNamespace(num_parameters=lambda: 1000)
     language = SimpleNamespace(model=model, graph=None, tokenizer=None)
     params = {'blocks': {'cms': {'log_rate_factors': jnp.zeros(3)}}}
