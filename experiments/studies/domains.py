@@ -15,18 +15,18 @@ TITLE = 'One domain of text after another'
 CAPTION = (
   'Language models of width 64 and equally many parameters learn English documentation, then '
   'Python, C headers and JSON (of each at most 400,000 bytes, less a tenth that is held out), '
-  'then the documentation again: 100 steps of 1,024 tokens each, one optimizer throughout, at a '
+  'then the documentation again: 75 steps of 1,024 tokens each, one optimizer throughout, at a '
   'constant rate. Columns `after ...` are bits per byte on 8,192 held-out bytes of the '
-  'documentation, read in windows of 512, after each phase; `forgotten` is the rise from the first '
-  'phase to the worst of the next three, and `forgotten_in_one_stream` the same where all 8,192 '
-  'bytes are read as one text, in which HOPE learns as it goes. `average`, `forgetting` and '
+  'documentation, read in windows of 512, after each phase; `forgotten` is the rise from the '
+  'first phase to the worst of the next three, and `forgotten_in_one_stream` the same where all '
+  '8,192 bytes are read as one text, in which HOPE learns as it goes. `average`, `forgetting` and '
   '`forward transfer` are those of `nlx.evaluation.continual_scores` over the four domains; C '
-  'headers and JSON repeat themselves, so that what is held out of them is in part known. `HOPE, 1 '
-  'level` has three MLP blocks per layer, of which one learns in context, every 64 tokens; with 3 '
-  'levels they learn every 64, 128 and 256, at rates that begin in proportion. With `slow steps` '
-  'the second and third block also take a training step only every 4 and 16 steps, with the mean '
-  'gradient, so that they move less in all. Each model had three learning rates on the first phase '
-  'of seed 0; `rate_at_edge` says where the best is the smallest or the largest.'
+  'headers and JSON repeat themselves, so that what is held out of them is in part known. `HOPE, '
+  '1 level` has three MLP blocks per layer, of which one learns in context, every 64 tokens; with '
+  '3 levels they learn every 64, 128 and 256, at rates that begin in proportion, 0.4 for 64. With '
+  '`slow steps` the second and third block also take a training step only every 4 and 16 steps, '
+  'with the mean gradient, so that they move less in all. Each model had three learning rates on '
+  'the first phase of seed 0; `rate_at_edge` says where the best is the smallest or the largest.'
 )
 
 
@@ -61,10 +61,12 @@ class Contender(NamedTuple):
 RATES = (5e-3, 1.6e-2, 4.8e-2)
 CONTENDERS = {
   'Transformer++': Contender('transformer', {}, (1.5e-3, 4.5e-3, 1.35e-2)),
-  'HOPE, 1 level': Contender('hope', short_run.levels(1), RATES),
-  'HOPE, 3 levels': Contender('hope', short_run.levels(3), RATES),
-  'HOPE, 1 level, slow steps': Contender('hope', short_run.levels(1), RATES, SLOW_STEPS),
-  'HOPE, 3 levels, slow steps': Contender('hope', short_run.levels(3), RATES, SLOW_STEPS),
+  'HOPE, 1 level': Contender('hope', short_run.levels(64, 0, 0), RATES),
+  'HOPE, 3 levels': Contender('hope', short_run.levels(64, 128, 256), RATES),
+  'HOPE, 1 level, slow steps': Contender('hope', short_run.levels(64, 0, 0), RATES, SLOW_STEPS),
+  'HOPE, 3 levels, slow steps': Contender(
+    'hope', short_run.levels(64, 128, 256), RATES, SLOW_STEPS
+  ),
 }
 
 

@@ -35,8 +35,8 @@ class Sizes(NamedTuple):
 FULL = Sizes()
 SMOKE = Sizes(2, (0,), texts=1, length=1024, smoke=True)
 MODELS = {
-  'HOPE': ('hope', short_run.levels(3)),
-  'HOPE, no level in context': ('hope', short_run.levels(0)),
+  'HOPE': ('hope', short_run.levels(64, 128, 256)),
+  'HOPE, no level in context': ('hope', short_run.levels(0, 0, 0)),
   'Transformer++': ('transformer', {}),
 }
 

@@ -17,7 +17,9 @@ from experiments.reporting import provenance
 from nlx import data, models, training
 
 WIDTH, NUM_HEADS, PARAMETERS = 64, 2, 250_000
-PERIODS = (64, 128, 256)
+RATE_PER_TOKEN = (
+  0.4 / 64
+)  # Of blocks that learn in context, before it is learned; of 0.1, 0.4 and 1.
 _TRAINED: dict[str, list[Any]] = {}
 FOLDER = provenance.ROOT / 'runs' / 'studies'
 
@@ -61,10 +63,14 @@ def prepare(config: Any) -> tuple[training.Task, common.Language]:
   return language_model.make_task(config, language, corpus), language
 
 
-def levels(count: int) -> dict[str, Any]:
-  """Fields of a HOPE with three blocks per layer, of which the first `count` learn in context."""
-  periods = tuple(period if i < count else 0 for i, period in enumerate(PERIODS))
-  return {'cms_periods': periods, 'cms_proportional_rates': True}
+def levels(*periods: int) -> dict[str, Any]:
+  """Fields of a HOPE whose blocks learn in context at these periods, 0 for never."""
+  fastest = min(filter(None, periods), default=0)
+  return {
+    'cms_periods': periods,
+    'cms_rate': fastest * RATE_PER_TOKEN,
+    'cms_proportional_rates': True,
+  }
 
 
 class SideBySide:

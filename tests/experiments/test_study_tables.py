@@ -16,7 +16,7 @@ CONTENDERS = {
   'ablation': len(ablation.VARIANTS),
   'domains': len(domains.CONTENDERS),
   'long_context': len(long_context.MODELS),
-  'second_reading': len(second_reading.FULL.levels),
+  'second_reading': len(second_reading.FULL.periods),
 }
 
 
