@@ -23,7 +23,7 @@ CAPTION = (
 class Sizes(NamedTuple):
   """What is trained."""
 
-  steps: int = 200
+  steps: int = 150
   seeds: tuple[int, ...] = (0, 1, 2)
   smoke: bool = False
 

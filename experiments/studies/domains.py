@@ -33,7 +33,7 @@ CAPTION = (
 class Sizes(NamedTuple):
   """What is trained."""
 
-  steps: int = 100  # of each phase
+  steps: int = 75  # of each phase
   seeds: tuple[int, ...] = (0, 1, 2)
   tries: int = 3  # learning rates
   held_out: int = 8192  # bytes of each domain
@@ -58,15 +58,14 @@ class Contender(NamedTuple):
   periods: dict[str, int] = {}
 
 
+ONE_LEVEL, THREE_LEVELS = short_run.levels(64, 0, 0), short_run.levels(64, 128, 256)
 RATES = (5e-3, 1.6e-2, 4.8e-2)
 CONTENDERS = {
   'Transformer++': Contender('transformer', {}, (1.5e-3, 4.5e-3, 1.35e-2)),
-  'HOPE, 1 level': Contender('hope', short_run.levels(64, 0, 0), RATES),
-  'HOPE, 3 levels': Contender('hope', short_run.levels(64, 128, 256), RATES),
-  'HOPE, 1 level, slow steps': Contender('hope', short_run.levels(64, 0, 0), RATES, SLOW_STEPS),
-  'HOPE, 3 levels, slow steps': Contender(
-    'hope', short_run.levels(64, 128, 256), RATES, SLOW_STEPS
-  ),
+  'HOPE, 1 level': Contender('hope', ONE_LEVEL, RATES),
+  'HOPE, 3 levels': Contender('hope', THREE_LEVELS, RATES),
+  'HOPE, 1 level, slow steps': Contender('hope', ONE_LEVEL, RATES, SLOW_STEPS),
+  'HOPE, 3 levels, slow steps': Contender('hope', THREE_LEVELS, RATES, SLOW_STEPS),
 }
 
 
