@@ -1,6 +1,7 @@
 """Runs studies, and leaves their records and figures among the results.
 
   python -m experiments.study --name=curved_valley [--smoke]
+  python -m experiments.study --name=second_reading --name=long_context
   python -m experiments.study --name=all
 
 Each study has a table in experiments/RESULTS.md, which
@@ -33,7 +34,9 @@ STUDIES = (
   'orthogonal_tasks',
   'singular_values',
 )
-_NAME = flags.DEFINE_enum('name', None, [*STUDIES, 'all'], 'Which study.', required=True)
+_NAMES = flags.DEFINE_multi_enum(
+  'name', None, [*STUDIES, 'all'], 'Which studies; those in one call share models.', required=True
+)
 _SMOKE = flags.DEFINE_bool('smoke', False, 'Toy sizes; written only where --folder says.')
 _FOLDER = flags.DEFINE_string('folder', None, 'For results and figure, instead of their places.')
 
@@ -48,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
   absl.logging.set_verbosity(absl.logging.WARNING)
   device = f'1 x {jax.devices()[0].device_kind}'
-  for name in STUDIES if _NAME.value == 'all' else [_NAME.value]:
+  for name in STUDIES if 'all' in _NAMES.value else _NAMES.value:
     command = f'python -m experiments.study --name={name}' + ' --smoke' * _SMOKE.value
     record = provenance.record(command, device)  # Of the code that runs, though it may change.
     study = importlib.import_module(f'experiments.studies.{name}')

@@ -17,9 +17,7 @@ from experiments.reporting import provenance
 from nlx import data, models, training
 
 WIDTH, NUM_HEADS, PARAMETERS = 64, 2, 250_000
-RATE_PER_TOKEN = (
-  0.4 / 64
-)  # Of blocks that learn in context, before it is learned; of 0.1, 0.4 and 1.
+RATE_PER_TOKEN = 0.4 / 64  # Of blocks that learn in context, before it is learned.
 _TRAINED: dict[str, list[Any]] = {}
 FOLDER = provenance.ROOT / 'runs' / 'studies'
 
