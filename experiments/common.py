@@ -61,7 +61,8 @@ def stack(model: models.LanguageModel, config: ml_collections.ConfigDict) -> mod
       '`stack.hidden` is the width of new blocks in series, and must not be given if `stack.form` '
       f"is 'independent': those share the hidden units of the MLP equally. Got {options['hidden']}."
     )
-  periods, rule = tuple(options.pop('periods')), make_in_context_rule(options.pop('rule'))
+  periods = tuple(options.pop('periods'))
+  rule = make_in_context_rule('stack.rule', options.pop('rule'))
   rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1))  # Not those of the model.
   return models.stack_levels(model, periods, rule=rule, rngs=rngs, **options)
 
@@ -79,7 +80,7 @@ def make_model_config(
   if 'rule' in options:
     options['rule'] = make_rule(**dict(fields.rule))
   if 'cms_rule' in options:
-    options['cms_rule'] = make_in_context_rule(fields.cms_rule)
+    options['cms_rule'] = make_in_context_rule('model.cms_rule', fields.cms_rule)
   parameters, hidden = options.pop('parameters', None), options.pop('cms_hidden', None)
   make = functools.partial(models.FAMILIES[family], vocab_size=vocab_size, **options)
   if hidden or not parameters:
@@ -111,10 +112,10 @@ IN_CONTEXT_RULES = {
 }
 
 
-def make_in_context_rule(name: str) -> cms.InContextRule:
-  """Returns the rule that `model.cms_rule` or `stack.rule` names."""
+def make_in_context_rule(field: str, name: str) -> cms.InContextRule:
+  """Returns the rule that a field of the configuration names."""
   if name not in IN_CONTEXT_RULES:
-    raise ValueError(f'`cms_rule` must be one of {tuple(IN_CONTEXT_RULES)}, got {name!r}.')
+    raise ValueError(f'`{field}` must be one of {tuple(IN_CONTEXT_RULES)}, got {name!r}.')
   return IN_CONTEXT_RULES[name]
 
 

@@ -95,6 +95,7 @@ STACK = {
   'form': 'independent',  # Or sequential, nested.
   'rule': 'gradient_descent',  # As `cms_rule`.
   'rate': 0.1,
+  'proportional_rates': False,
   'max_norm': 1.0,
   'meta': 'full',  # Or first, detached.
 }

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from nlx.levels.level import Level
@@ -21,7 +22,8 @@ def from_optax(
 ) -> PeriodicLevel:
   """A level whose weights an optax transformation updates every `period` ticks.
 
-  Its signals are `Weighted` sums of gradients; the transformation receives their mean.
+  Its signals are `Weighted` sums of gradients; the transformation receives their mean. A period in
+  which nothing was seen, of weight 0, moves nothing, whatever momentum there is.
 
   Args:
     tx: Any optax transformation, learning rate and sign included.
@@ -52,16 +54,34 @@ def from_optax(
     init = jax.vmap(init, in_axes=batch_axis)
     step = jax.vmap(step, (batch_axis, 0, batch_axis), (batch_axis, 0))
 
-  def update(state, gradients):
-    updates, optimizer = step(gradients, state.optimizer, state.params)
-    return OptaxState(optax.apply_updates(state.params, updates), optimizer)
+  def update(state, signal):
+    updates, optimizer = step(signal.total, state.optimizer, state.params)
+    new = OptaxState(optax.apply_updates(state.params, updates), optimizer)
+    if not jax.tree.leaves(optimizer):  # Without a memory, no gradient is no step.
+      return new
+    return OptaxState(
+      _where(signal.weight > 0, new.params, state.params, batch_axis),
+      _where(signal.weight > 0, new.optimizer, state.optimizer, 0),
+    )
 
   level = Level(
     init=lambda params: OptaxState(params, init(params)),
     update=update,
     read=lambda state: state.params,
   )
-  return periodic(level, period, mean(batch_axis))
+  gather = mean(batch_axis)
+  weighted = lambda gathered: Weighted(gather.result(gathered), gathered.weight)  # noqa: E731
+  return periodic(level, period, gather._replace(result=weighted))
+
+
+def _where(seen, new, old, axis):
+  """New leaves for the sequences that have seen something, of which `axis` is the axis."""
+
+  def choose(new, old):
+    axes = [i for i in range(new.ndim) if i != axis] if seen.ndim else ()
+    return jnp.where(jnp.expand_dims(seen, axes), new, old)
+
+  return jax.tree.map(choose, new, old)
 
 
 def to_optax(level: PeriodicLevel) -> optax.GradientTransformation:

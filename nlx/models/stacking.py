@@ -22,6 +22,7 @@ def stack_levels(
   pretrained: int = -1,
   rule: InContextRule = GRADIENT_DESCENT,
   rate: float = 0.1,
+  proportional_rates: bool = False,
   max_norm: float = 1.0,
   meta: str = 'full',
   rngs: nnx.Rngs | None = None,
@@ -49,7 +50,8 @@ def stack_levels(
       D if None.
     pretrained: Which block in series is the MLP; the last is the slowest, if it learns.
     rule: How blocks learn in context.
-    rate: Initial inner learning rate of every block.
+    rate: Initial inner learning rate of the blocks.
+    proportional_rates: Whether that of slower blocks grows with their period, see `CMSConfig`.
     max_norm: Norm to which inner gradients are clipped.
     meta: How the outer gradient passes inner updates, see `nlx.levels.nest`.
     rngs: Random streams of the new blocks in series; 'params' is used.
@@ -93,8 +95,16 @@ def stack_levels(
     widths = _widths_in_series(old.cms, len(periods), place, hidden)
   else:
     widths = _widths_of_groups(old.cms.widths[0], len(periods), hidden)
-  learning: dict[str, Any] = {'rule': rule, 'rate': rate, 'max_norm': max_norm}
-  cms = dataclasses.replace(old.cms, hidden=widths, periods=periods, form=form, **learning)
+  cms = dataclasses.replace(
+    old.cms,
+    hidden=widths,
+    periods=periods,
+    form=form,
+    rule=rule,
+    rate=rate,
+    proportional_rates=proportional_rates,
+    max_norm=max_norm,
+  )
   config = dataclasses.replace(old, cms=cms, meta=meta)
 
   pure = nnx.to_pure_dict(nnx.state(model, nnx.Param))

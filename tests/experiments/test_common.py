@@ -73,7 +73,7 @@ def test_diagnosis_keeps_the_order_of_the_levels():
 
 @pytest.mark.parametrize('name', common.IN_CONTEXT_RULES)
 def test_in_context_rule_has_a_finite_derivative_where_gradients_are_zero(name):
-  rule = common.make_in_context_rule(name)
+  rule = common.make_in_context_rule('model.cms_rule', name)
   level = cms.in_context_level(jnp.array([0.1]), 1, 1.0, rule)
   weights = {'up': jnp.ones((1, 1, 3, 4))}
   weights = jax.tree.map(optim.capture, weights) if rule.captures else weights
@@ -89,5 +89,5 @@ def test_in_context_rule_has_a_finite_derivative_where_gradients_are_zero(name):
 
 
 def test_unknown_in_context_rule_is_an_error():
-  with pytest.raises(ValueError, match="`cms_rule` must be one of .*'m3'.*, got 'adamw'"):
-    common.make_in_context_rule('adamw')
+  with pytest.raises(ValueError, match="`stack.rule` must be one of .*'m3'.*, got 'adamw'"):
+    common.make_in_context_rule('stack.rule', 'adamw')

@@ -115,3 +115,29 @@ def test_to_optax_keeps_its_state_under_jit():
   jitted = optax.GradientTransformation(tx.init, jax.jit(tx.update))
   expected = optax_path(tx, params, gradients)
   assert_equal(optax_path(jitted, params, gradients), expected, rtol=1e-5)
+
+
+MOMENTUM = optax.sgd(0.1, momentum=0.9)
+
+
+def test_from_optax_stands_still_where_nothing_was_seen():
+  params, (first, second) = problem(2)
+  level = levels.from_optax(MOMENTUM)
+  before = level.update(level.init(params), levels.Weighted(first, 1.0))
+  zeros = jax.tree.map(jnp.zeros_like, second)
+  after = level.update(before, levels.Weighted(zeros, 0.0))
+  assert_equal(level.read(after), level.read(before), rtol=0)
+  assert_equal(after.held.optimizer, before.held.optimizer, rtol=0)
+
+
+@pytest.mark.parametrize('axis', [0, 1])
+def test_from_optax_goes_on_beside_a_sequence_that_saw_nothing(axis):
+  params, first, second = (tree['w'] for tree in (problem(2, (2, 2))[0], *problem(2, (2, 2))[1]))
+  level = levels.from_optax(MOMENTUM, batch_axis=axis)
+  before = level.update(level.init(params), levels.Weighted(first, jnp.ones(2)))
+  seen = jnp.array([0.0, 1.0])
+  gradient = second * jnp.expand_dims(seen, 1 - axis)
+  after = level.update(before, levels.Weighted(gradient, seen))
+  still, moved = (jnp.moveaxis(level.read(s), axis, 0) for s in (before, after))
+  np.testing.assert_array_equal(moved[0], still[0])
+  assert (moved[1] != still[1]).all()
