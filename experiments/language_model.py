@@ -1,6 +1,7 @@
 """One run of a language model, from its configuration to its summary."""
 
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -32,16 +33,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
     print(levels.describe(language.model), flush=True)
   mesh = make_mesh(config)
   key = jax.random.key(config.seed)
-  state = training.init_state(params, task.tx, key=key)
-  result = training.train(
-    task,
-    training.Settings(**config.training),
-    parallel.place(state, parallel.replicated(mesh)),
-    workdir,
-    sharding=parallel.batch_sharding(mesh),
-    hooks=make_hooks(config, language, key),
-    meta={'config': common.as_dict(config)},
-  )
+  with jax.set_mesh(mesh):
+    result = training.train(
+      task,
+      training.Settings(**config.training),
+      init_state(params, task, key, mesh),
+      workdir,
+      sharding=parallel.batch_sharding(mesh),
+      hooks=make_hooks(config, language, key),
+      meta={'config': common.as_dict(config)},
+    )
   summary = report.summarise(result, config, language, corpus.digest)
   if jax.process_index() == 0:
     report.write(summary, language, workdir)
@@ -49,16 +50,26 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-  """Returns the mesh; every microbatch must divide evenly over its `data` axis."""
+  """Returns the mesh; every microbatch must divide evenly over its `data` and `fsdp` axes."""
   mesh = parallel.make_mesh(**{axis: config.mesh[axis] for axis in parallel.AXES})
-  parts = mesh.shape['data'] * config.training.accumulation
-  if config.data.batch_size % parts:
+  devices = math.prod(mesh.shape[axis] for axis in parallel.BATCH)
+  if config.data.batch_size % (devices * config.training.accumulation):
     raise ValueError(
-      f'`data.batch_size` must be a multiple of the {mesh.shape["data"]} devices of the `data` '
-      f'axis times `training.accumulation` {config.training.accumulation}, '
+      f'`data.batch_size` must be a multiple of the {devices} devices of the `data` and `fsdp` '
+      f'axes times `training.accumulation` {config.training.accumulation}, '
       f'got {config.data.batch_size}.'
     )
   return mesh
+
+
+def init_state(
+  params: Any, task: training.Task, key: jax.Array, mesh: jax.sharding.Mesh
+) -> training.TrainState:
+  """Returns the state before the first step, laid out over the mesh as soon as it exists."""
+  init = lambda params, key: training.init_state(params, task.tx, key=key)  # noqa: E731
+  placed = parallel.place(params, parallel.shardings(params, mesh))
+  layout = parallel.shardings(jax.eval_shape(init, placed, key), mesh)
+  return jax.jit(init, out_shardings=layout)(placed, key)
 
 
 def make_task(

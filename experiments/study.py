@@ -27,6 +27,7 @@ STUDIES = (
   'second_reading',
   'long_context',
   'domains',
+  'meshes',
   'continual_digits',
   'curved_valley',
   'digits',

@@ -18,6 +18,7 @@ L     layers
 from nlx.core.checks import check_above_zero, check_choice, check_divides, check_positive
 from nlx.core.differences import first_difference
 from nlx.core.files import replace_file
+from nlx.core.mesh import auto_axes, constrain
 from nlx.core.orthogonal import QUINTIC, Triple, matrix_norm, orthogonalize
 from nlx.core.products import matmul, power
 from nlx.core.scan import join_time, scan_chunks, split_time
@@ -33,11 +34,13 @@ from nlx.core.trees import (
 __all__ = [
   'QUINTIC',
   'Triple',
+  'auto_axes',
   'check_above_zero',
   'check_choice',
   'check_divides',
   'check_positive',
   'clip_by_norm',
+  'constrain',
   'first_difference',
   'join_time',
   'matmul',

@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from nlx.core.mesh import auto_axes
+
 
 def power(x: jax.Array, exponent: float) -> jax.Array:
   """Returns x ** exponent, by multiplications where the exponent is a whole number."""
@@ -16,6 +18,7 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
   A product whose operands broadcast otherwise becomes one with several free axes, and its
   derivatives have more; these are slow on CPUs, and some versions of XLA refuse them beyond a rank.
+  Where a mesh divides arrays, axes stay apart: devices would have to gather those that merge.
 
   Args:
     a: [..., M, K].
@@ -25,6 +28,9 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     [..., M, N].
   """
   leading = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+
+  if auto_axes():
+    return a @ b
 
   def merged(x):
     x = jnp.broadcast_to(x, leading + x.shape[-2:])

@@ -254,7 +254,7 @@ class SelfModifying(nnx.Module):
     """Slow projections: inputs of all roles [B, H, len(ROLES), T, K], output gate [B, T, D]."""
     config = self.config
     x, conv = self.conv(x, conv, num_valid)
-    projected = self.projection(x)
+    projected = core.constrain(self.projection(x), {-1: None})
     inputs, gate = jnp.split(projected, [len(ROLES) * config.model_dim], axis=-1)
     inputs = inputs.reshape((*x.shape[:2], len(ROLES), config.num_heads, config.head_dim))
     return jnp.transpose(inputs, (0, 3, 2, 1, 4)).astype(config.param_dtype), gate, conv

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nlx import core
+from nlx import core, parallel
 from nlx.cms import ContinuumMemory, in_context_levels, initial_weights
 from nlx.levels import LevelInfo, NestResult, PeriodicState, nest
 from nlx.memories.modules import Projection, RMSNorm
@@ -136,9 +136,11 @@ class LanguageModel(nnx.Module):
     def cms_then_next_mixer(x, inputs):
       cms_params, fast, mixer_params, state = inputs
       x = nnx.merge(cms, cms_params)(x, fast, mask)
-      return mix(nnx.merge(mixer, mixer_params), x, state)
+      return mix(nnx.merge(mixer, mixer_params), parallel.constrain_batch(x), state)
 
-    x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
+    embedding = core.constrain(self.embedding[...], {1: None})  # Tokens are divided, not D.
+    x = jnp.take(embedding, tokens, axis=0).astype(self.config.dtype)
+    x = parallel.constrain_batch(x)
     x, first = mix(nnx.merge(mixer, _layer(mixer_params, 0)), x, carry.first)
     rest = carry.rest
     if self.config.num_layers > 1:
@@ -166,7 +168,8 @@ class LanguageModel(nnx.Module):
 
     graph, params = nnx.split(self.blocks.cms)
     initial = jax.vmap(lambda params: nnx.merge(graph, params).initial_weights())
-    weights = initial_weights(self.config.cms, jax.tree.map(copies, initial(params)))
+    fast = parallel.constrain_fast(jax.tree.map(copies, initial(params)), axis=1)
+    weights = initial_weights(self.config.cms, fast)
     return tuple(level.init(w) for level, w in zip(self.levels(), weights, strict=True))
 
   def init_carry(self, batch_size: int, max_length: int | None = None) -> Carry:
@@ -219,7 +222,7 @@ class LanguageModel(nnx.Module):
     size = self._chunk_size(length, starts)
     text = Chunk(tokens, targets, mask.astype(jnp.float32))
     pad = -length % size
-    text = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, pad))), text)
+    text = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, pad))), parallel.constrain_batch(text))
     chunks = jax.tree.map(lambda x: core.split_time(x, size, axis=-1), text)
     carry = self.init_carry(batch_size, length + pad if learns or starts is not None else None)
     states = self.init_levels(batch_size)
@@ -284,8 +287,18 @@ class LanguageModel(nnx.Module):
     Raises:
       ValueError: If `starts` does not fit the base chunks.
     """
-    result = self.run(tokens, targets, mask, lambda fast, carry, logits: (), starts)
-    return jnp.sum(result.loss), jnp.sum(result.count)
+
+    def sums(params, text):
+      tokens, targets, mask, starts = text
+      nothing = lambda fast, carry, logits: ()  # noqa: E731
+      result = nnx.merge(graph, params).run(tokens, targets, mask, nothing, starts)
+      return jnp.sum(result.loss), jnp.sum(result.count)
+
+    graph, params = nnx.split(self)
+    text = (tokens, targets, mask, starts)
+    if self.config.in_context_periods:  # A loop over time reads all parameters.
+      return parallel.sum_over_sequences(sums, params, text)
+    return sums(params, text)
 
   def diagnose(
     self, tokens: jax.Array, targets: jax.Array, mask: jax.Array

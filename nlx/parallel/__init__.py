@@ -1,5 +1,31 @@
-"""Many devices: the mesh factory and the shardings of batches."""
+"""Many devices: the mesh factory, and the rules by which arrays lie on a mesh."""
 
-from nlx.parallel.mesh import AXES, batch_sharding, make_mesh, place, replicated
+from nlx.parallel.mesh import AXES, make_mesh, place
+from nlx.parallel.sharding import (
+  BATCH,
+  MESH_AXES,
+  RULES,
+  batch_sharding,
+  constrain_batch,
+  constrain_fast,
+  replicated,
+  shardings,
+  spec,
+  sum_over_sequences,
+)
 
-__all__ = ['AXES', 'batch_sharding', 'make_mesh', 'place', 'replicated']
+__all__ = [
+  'AXES',
+  'BATCH',
+  'MESH_AXES',
+  'RULES',
+  'batch_sharding',
+  'constrain_batch',
+  'constrain_fast',
+  'make_mesh',
+  'place',
+  'replicated',
+  'shardings',
+  'spec',
+  'sum_over_sequences',
+]

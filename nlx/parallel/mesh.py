@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 AXES = ('data', 'fsdp', 'model')
 
@@ -32,34 +32,26 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1) -> Mesh:
   return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding that divides the leading axis over `data`."""
-  return NamedSharding(mesh, PartitionSpec('data'))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding that keeps a copy on every device of the mesh."""
-  return NamedSharding(mesh, PartitionSpec())
-
-
-def place(tree: Any, sharding: NamedSharding) -> Any:
+def place(tree: Any, shardings: Any) -> Any:
   """Lays a tree of arrays out over devices, also over those of other processes.
 
   Args:
     tree: Arrays and PRNG keys of this process, equal on all processes.
-    sharding: Where every leaf goes.
+    shardings: Where they go: a `NamedSharding` for all, or a tree with one for each.
 
   Returns:
     The same tree of global arrays.
   """
 
-  def put(leaf: jax.Array) -> jax.Array:
+  def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       data = jax.device_put(jax.random.key_data(leaf), sharding)
       return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     return jax.device_put(leaf, sharding)
 
-  return jax.tree.map(put, tree)
+  if isinstance(shardings, NamedSharding):
+    return jax.tree.map(lambda leaf: put(leaf, shardings), tree)
+  return jax.tree.map(put, tree, shardings)
 
 
 def _fill(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:

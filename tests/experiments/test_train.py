@@ -56,6 +56,7 @@ def finished(folder, cache):
     'train',
     '--config=experiments/configs/lm.py:hope-smoke',
     '--config.mesh.cpu_devices=2',
+    '--config.mesh.fsdp=2',
     f'--workdir={workdir}',
     cache=cache,
   )
