@@ -24,7 +24,8 @@ from nlx.models.compositions import FeedForwardConfig, GatedConfig, SeriesConfig
 from nlx.models.config import LanguageModelConfig, MixerConfig
 from nlx.models.families import hope, hope_attention, transformer
 from nlx.models.generation import generate
-from nlx.models.language_model import Block, LanguageModel, create, token_losses
+from nlx.models.language_model import Block, LanguageModel, create
+from nlx.models.losses import head_losses, token_losses
 from nlx.models.memory_as_context import MemoryAsContextConfig
 from nlx.models.sampling import GREEDY, Sampling
 from nlx.models.sizes import count_parameters, with_parameters
@@ -88,6 +89,7 @@ __all__ = [
   'titans_mac',
   'titans_mag',
   'titans_mal',
+  'head_losses',
   'token_losses',
   'transformer',
   'ttt_linear',

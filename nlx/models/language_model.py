@@ -14,6 +14,7 @@ from nlx.memories.modules import Projection, RMSNorm
 from nlx.models import documents, streaming
 from nlx.models.config import LanguageModelConfig
 from nlx.models.description import level_infos
+from nlx.models.losses import head_losses
 from nlx.models.streaming import Chunk, StreamState, Text
 
 
@@ -122,11 +123,18 @@ class LanguageModel(nnx.Module):
       Logits [B, C, vocab_size] in float32 and the new carry.
     """
     mix = lambda mixer, *args: mixer(*args, num_valid)  # noqa: E731
-    return self._through(tokens, fast, carry, mix, mask)
+    x, carry = self._through(tokens, fast, carry, mix, mask)
+    return self._logits(x), carry
 
   def apply_step(self, tokens: jax.Array, fast: tuple, carry: Carry) -> tuple[jax.Array, Carry]:
     """Reads one token [B, 1] of every sequence, anywhere in a chunk."""
-    return self._through(tokens, fast, carry, lambda mixer, *args: mixer.step(*args))
+    x, carry = self._through(tokens, fast, carry, lambda mixer, *args: mixer.step(*args))
+    return self._logits(x), carry
+
+  def _logits(self, x):
+    """The output head, on the normed outputs of the last block."""
+    logits = self.head(x)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
   def _through(self, tokens, fast, carry, mix, mask=None):
     """All blocks. The first mixer depends on no fast weight: no inner gradient passes it."""
@@ -148,9 +156,7 @@ class LanguageModel(nnx.Module):
       from_second = jax.tree.map(lambda x: x[1:], mixer_params)
       x, rest = core.scan_chunks(cms_then_next_mixer, x, (*up_to_last, from_second, rest))
     x = nnx.merge(cms, _layer(cms_params, -1))(x, _layer(fast, -1), mask)
-    logits = self.head(self.norm(x))
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return logits, Carry(first, rest)
+    return self.norm(x), Carry(first, rest)
 
   # ----- levels and state
 
@@ -190,9 +196,10 @@ class LanguageModel(nnx.Module):
       Summed loss and token count of each sequence [B], the new carry, and logits.
     """
     model = nnx.merge(nnx.graphdef(self), slow)
-    logits, carry = model.apply(chunk.tokens, fast, carry, num_valid, chunk.mask)
-    losses = token_losses(logits, chunk.targets) * chunk.mask
-    return jnp.sum(losses, axis=1), jnp.sum(chunk.mask, axis=1), carry, logits
+    mix = lambda mixer, *args: mixer(*args, num_valid)  # noqa: E731
+    x, carry = model._through(chunk.tokens, fast, carry, mix, chunk.mask)
+    losses = head_losses(model._logits, x, chunk.targets, self.config.vocab_size) * chunk.mask
+    return jnp.sum(losses, axis=1), jnp.sum(chunk.mask, axis=1), carry, model._logits(x)
 
   def run(
     self,
@@ -390,17 +397,6 @@ def _layer(tree, index):
 def _root_mean_square(state) -> jax.Array:
   floating = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
   return jnp.sqrt(core.squared_norm(floating) / core.tree_size(floating))
-
-
-def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """-log p(target) in nats: logits [..., vocab_size], targets [...] to [...].
-
-  The target's logit is selected by comparison, whose derivatives of every order are products, not
-  scatters.
-  """
-  ids = jnp.arange(logits.shape[-1], dtype=targets.dtype).reshape((1,) * targets.ndim + (-1,))
-  chosen = jnp.sum(jnp.where(ids == targets[..., None], logits, 0), axis=-1)
-  return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def create(config: LanguageModelConfig, *, rngs: nnx.Rngs) -> LanguageModel:
