@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from nlx import cms, core, data, memories, models, training
+from nlx import cms, core, data, memories, models, parallel, training
 
 CHECKPOINTS = 'checkpoints'
 # Another value of one of these makes another run; the rest may change when a run resumes.
@@ -31,7 +31,7 @@ class Language(NamedTuple):
 
 
 def start(config: ml_collections.ConfigDict) -> None:
-  """Sets up logging, JAX and its cache; before anything asks for the devices."""
+  """Sets up logging, JAX, its cache and processes; before anything asks for the devices."""
   absl.logging.set_verbosity(absl.logging.WARNING)
   logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells of every step that it takes.
   if config.mesh.cpu_devices:
@@ -40,6 +40,11 @@ def start(config: ml_collections.ConfigDict) -> None:
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     folder = config.cache_dir or pathlib.Path(home, 'nlx', 'xla')
     jax.config.update('jax_compilation_cache_dir', str(folder))
+  count, index, coordinator = (config.processes[key] for key in ('count', 'index', 'coordinator'))
+  if count == 0:
+    parallel.start_processes()
+  elif count > 1 or coordinator:
+    parallel.start_processes(count, index, coordinator or None)
 
 
 def create(config: ml_collections.ConfigDict) -> Language:

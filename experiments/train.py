@@ -24,10 +24,15 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'Unknown arguments: {argv[1:]}')
   # Here, so that --help need not wait for JAX.
   from experiments import common, language_model
+  from nlx import training
 
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   common.start(config)
-  summary = language_model.run(config, workdir)
+  try:
+    summary = language_model.run(config, workdir)
+  except training.Preempted as end:
+    print(f'{end} The same command goes on from there.', flush=True)
+    return
   print(json.dumps(summary), flush=True)
 
 

@@ -177,6 +177,8 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     'top_k': config_dict.placeholder(int),
   }
   config.mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'cpu_devices': 0}  # 0 CPU devices: as found.
+  # Of one run; 0 where the cluster says, as Cloud TPU and SLURM do.
+  config.processes = {'count': 1, 'index': 0, 'coordinator': ''}
   if size == 'tiny' and family != 'hope':
     config.optimizer.learning_rate = 3e-3  # The best of four for the Transformer++; see RESULTS.md.
   if size == 'tiny':

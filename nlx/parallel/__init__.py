@@ -1,6 +1,7 @@
-"""Many devices: the mesh factory, and the rules by which arrays lie on a mesh."""
+"""Many devices: processes, the mesh factory, and the rules by which arrays lie on a mesh."""
 
 from nlx.parallel.mesh import AXES, make_mesh, place
+from nlx.parallel.processes import start_processes
 from nlx.parallel.sharding import (
   BATCH,
   MESH_AXES,
@@ -27,5 +28,6 @@ __all__ = [
   'replicated',
   'shardings',
   'spec',
+  'start_processes',
   'sum_over_sequences',
 ]

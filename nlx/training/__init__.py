@@ -5,6 +5,7 @@ from nlx.training.failure import NonFiniteError, first_non_finite
 from nlx.training.loop import train
 from nlx.training.metrics import MetricsWriter, read_metrics
 from nlx.training.optimizers import OPTIMIZERS, matrices, optimizer, warmup_cosine
+from nlx.training.preemption import Preempted
 from nlx.training.step import TrainState, evaluate, init_state, make_eval, make_step
 from nlx.training.task import Hooks, Progress, Settings, Task, bits_per_byte
 
@@ -23,6 +24,7 @@ __all__ = [
   'NonFiniteError',
   'optimizer',
   'OPTIMIZERS',
+  'Preempted',
   'Progress',
   'read_metrics',
   'Restored',

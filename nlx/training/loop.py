@@ -15,6 +15,7 @@ from nlx.training import step as steps
 from nlx.training.checkpoint import Checkpoints
 from nlx.training.failure import non_finite_error
 from nlx.training.metrics import MetricsWriter
+from nlx.training.preemption import Preempted, Watch
 from nlx.training.step import Batch, Metrics, TrainState
 from nlx.training.task import Hooks, HostBatch, Progress, Settings, Task, bits_per_byte
 
@@ -52,6 +53,7 @@ def train(
   Raises:
     CheckpointError: If a checkpoint cannot be written or read.
     NonFiniteError: If the loss or its gradient is not finite; says the step and the level.
+    Preempted: If SIGTERM told the run to end; it has saved, and the same call goes on.
     ValueError: If a setting is out of range, or a checkpoint has other shapes than `state`.
   """
   for name, value in settings._asdict().items():
@@ -77,6 +79,7 @@ class _Loop:
     self.timed_from: float | None = None  # None until the first step is over.
     self.session_start = time.perf_counter()
     self.train_step = self.eval_step = self.writer = None
+    self.watch = Watch()
 
   def run(self, state: TrainState) -> dict[str, Any]:
     """Trains to the last step and returns the summary."""
@@ -88,11 +91,15 @@ class _Loop:
         f'{self.workdir}, got {total}.'
       )
     with self.progress_bar() as self.bar:
+      if resumed_at and self.evaluation_is_due(resumed_at):
+        self.evaluate()
       for step in range(resumed_at + 1, total + 1):
         self.advance()
         if step % self.settings.log_every == 0 or step in (1, total):
           self.log()
-        if step % self.settings.eval_every == 0 and step < total:
+        if step < total and self.watch.asked(step):
+          self.end_early(step)
+        if self.evaluation_is_due(step):
           self.evaluate()
         if step % self.settings.checkpoint_every == 0 and step < total:
           self.save()
@@ -196,6 +203,11 @@ class _Loop:
     )
     self.timed_from = time.perf_counter()
 
+  def evaluation_is_due(self, step: int) -> bool:
+    """Whether the state after this step is to be evaluated, before the last step, and was not."""
+    due = step % self.settings.eval_every == 0 and step < self.settings.steps
+    return due and step > self.progress.evaluated
+
   def evaluate(self, write: bool = True) -> float:
     """Measures the loss on the whole validation text, shows a sample and returns the loss."""
     self.synchronise()
@@ -214,6 +226,7 @@ class _Loop:
     if write:
       self.write(row)
     self.timed_from = self.timed_from and time.perf_counter()
+    self.progress = self.progress._replace(evaluated=self.progress.step)
     return loss
 
   def eval(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -285,7 +298,14 @@ class _Loop:
     if self.writer is not None:
       self.writer.write(self.progress.step, row)
 
+  def end_early(self, step: int) -> None:
+    """Saves, as the machine asks the run to end."""
+    self.save()
+    self.checkpoints.wait()
+    raise Preempted(step)
+
   def close(self) -> None:
+    self.watch.close()
     if self.writer is not None:
       self.writer.close()
     self.checkpoints.close()

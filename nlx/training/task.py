@@ -52,6 +52,7 @@ class Progress(NamedTuple):
   compile_seconds: float = 0.0
   wall_seconds: float = 0.0
   train_loss: float = math.nan  # Of the last step, in nats per token.
+  evaluated: int = 0  # The last step after which the validation text was read.
 
   @property
   def tokens_per_second(self) -> float | None:

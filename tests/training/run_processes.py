@@ -1,33 +1,34 @@
-"""One of several processes that train the stand-in together: WORKDIR STEPS PORT INDEX COUNT."""
+"""One of several processes that train the stand-in together.
+
+WORKDIR STEPS PORT INDEX COUNT BATCH; at that batch, the last of them is told to end, unless 0.
+"""
 
 import json
 import sys
 
-import jax
-
 from nlx import parallel, training
 from tests.training import standin
+from tests.training.run_standin import Signalling
 
 
-def main(workdir, steps, port, index, count):
-  jax.distributed.initialize(
-    f'127.0.0.1:{port}',
-    num_processes=count,
-    process_id=index,
-    initialization_timeout=60,
-    heartbeat_timeout_seconds=10,
-    shutdown_timeout_seconds=20,
-  )
+def main(workdir, steps, port, index, count, batch):
+  parallel.start_processes(count, index, f'127.0.0.1:{port}')
   mesh = parallel.make_mesh()
   task = standin.make_task(batch_size=8, process_index=index, process_count=count)
-  summary = training.train(
-    task,
-    training.Settings(steps),
-    parallel.place(standin.make_state(task), parallel.replicated(mesh)),
-    workdir,
-    sharding=parallel.batch_sharding(mesh),
-  )
-  print(json.dumps(summary))
+  if index == count - 1:
+    task = task._replace(batches=Signalling(task.batches, batch, 'SIGTERM'))
+  state = standin.make_state(task)
+  try:
+    summary = training.train(
+      task,
+      training.Settings(steps),
+      parallel.place(state, parallel.shardings(state, mesh)),
+      workdir,
+      sharding=parallel.batch_sharding(mesh),
+    )
+    print(json.dumps(summary))
+  except training.Preempted as end:
+    print(json.dumps({'ended': end.step}))
 
 
 if __name__ == '__main__':

@@ -1,34 +1,45 @@
-"""Trains the stand-in in a process of its own: WORKDIR [the batch at which to die]."""
+"""Trains the stand-in in a process of its own: WORKDIR [BATCH SIGNAL].
+
+At that batch it sends itself the signal.
+"""
 
 import json
 import os
 import signal
 import sys
+import time
 
 from nlx import training
 from tests.training import standin
 
 
-class Deadly:
-  """An iterator of batches that kills the process, as `kill -9` would, at one of them."""
+class Signalling:
+  """An iterator of batches that sends its process a signal at one of them."""
 
-  def __init__(self, batches, death):
-    self.batches, self.death, self.count = batches, death, 0
+  def __init__(self, batches, batch, name):
+    self.batches, self.batch, self.signal, self.count = batches, batch, signal.Signals[name], 0
 
   def __next__(self):
     self.count += 1
-    if self.count == self.death:
-      os.kill(os.getpid(), signal.SIGKILL)
+    if self.count == self.batch:
+      os.kill(os.getpid(), self.signal)
+    if self.batch and self.count >= self.batch and self.signal == signal.SIGTERM:
+      time.sleep(0.2)  # Steps take no time here, but processes take some to tell each other.
     return next(self.batches)
 
   def __getattr__(self, name):
     return getattr(self.batches, name)
 
 
-if __name__ == '__main__':
-  death = int(sys.argv[2]) if len(sys.argv) > 2 else None
+def main(workdir, batch='0', name='SIGKILL'):
   task = standin.make_task(steps=50)
-  task = task._replace(batches=Deadly(task.batches, death))
+  task = task._replace(batches=Signalling(task.batches, int(batch), name))
   settings = training.Settings(steps=50, log_every=3, eval_every=10, checkpoint_every=10)
-  state = standin.make_state(task)
-  print(json.dumps(training.train(task, settings, state, sys.argv[1])))
+  try:
+    print(json.dumps(training.train(task, settings, standin.make_state(task), workdir)))
+  except training.Preempted as end:
+    print(json.dumps({'ended': end.step}))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

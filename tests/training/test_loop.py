@@ -124,9 +124,15 @@ def test_killed_run_ends_with_the_same_numbers_bit_for_bit(tmp_path):
   whole = start(tmp_path / 'whole')
   # Before the first checkpoint, while one is being saved, and between two.
   for death in (5, 12, 27):
-    killed = start(tmp_path / 'killed', death)
+    killed = start(tmp_path / 'killed', death, 'SIGKILL')
     killed.communicate(timeout=120)
     assert killed.returncode == -signal.SIGKILL
+  # Told to end between two checkpoints, and then where it saves anyway.
+  for batch, last_digit in ((7, 7), (3, 0)):
+    told = start(tmp_path / 'killed', batch, 'SIGTERM')
+    out, err = told.communicate(timeout=120)
+    assert told.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])['ended'] % 10 == last_digit
   last = start(tmp_path / 'killed')
   summaries = []
   for process in (whole, last):

@@ -19,12 +19,12 @@ def free_port():
     return server.getsockname()[1]
 
 
-def train_together(workdir, steps, count):
+def train_together(workdir, steps, count, batch=0):
   """Trains in `count` processes of one device each and returns their summaries."""
   port, command = free_port(), [sys.executable, '-m', 'tests.training.run_processes']
   processes = [
     subprocess.Popen(
-      [*command, *map(str, (workdir, steps, port, index, count))],
+      [*command, *map(str, (workdir, steps, port, index, count, batch))],
       cwd=ROOT,
       env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1', 'JAX_PLATFORMS': 'cpu'},
       stdout=subprocess.PIPE,
@@ -39,13 +39,22 @@ def train_together(workdir, steps, count):
   return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
 
-def train_alone(workdir):
+def train_alone(workdir, steps=20):
   task = standin.make_task(batch_size=8)
-  return training.train(task, training.Settings(20), standin.make_state(task), workdir)
+  return training.train(task, training.Settings(steps), standin.make_state(task), workdir)
 
 
 def test_processes_agree_and_one_can_go_on_alone(tmp_path):
   both = train_together(tmp_path / 'run', steps=10, count=2)
   assert both[0]['val_loss'] == both[1]['val_loss']
   resumed, alone = (train_alone(tmp_path / name) for name in ('run', 'alone'))
+  assert resumed['val_loss'] == pytest.approx(alone['val_loss'], rel=1e-6)
+
+
+def test_processes_end_together_when_one_is_told_to(tmp_path):
+  """After the same step, with a checkpoint from which another number of processes goes on."""
+  first, second = train_together(tmp_path / 'run', steps=50, count=2, batch=4)
+  assert first == second
+  assert 4 <= first['ended'] < 50
+  resumed, alone = (train_alone(tmp_path / name, steps=50) for name in ('run', 'alone'))
   assert resumed['val_loss'] == pytest.approx(alone['val_loss'], rel=1e-6)
