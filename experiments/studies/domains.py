@@ -16,17 +16,15 @@ CAPTION = (
   'Language models of width 64 and equally many parameters learn English documentation, then '
   'Python, C headers and JSON (of each at most 400,000 bytes, less a tenth that is held out), '
   'then the documentation again: 75 steps of 1,024 tokens each, one optimizer throughout, at a '
-  'constant rate. Columns `after ...` are bits per byte on 8,192 held-out bytes of the '
-  'documentation, read in windows of 512, after each phase; `forgotten` is the rise from the '
-  'first phase to the worst of the next three, and `forgotten_in_one_stream` the same where all '
-  '8,192 bytes are read as one text, in which HOPE learns as it goes. `average`, `forgetting` and '
-  '`forward transfer` are those of `nlx.evaluation.continual_scores` over the four domains; C '
-  'headers and JSON repeat themselves, so that what is held out of them is in part known. `HOPE, '
-  '1 level` has three MLP blocks per layer, of which one learns in context, every 64 tokens; with '
-  '3 levels they learn every 64, 128 and 256, at rates that begin in proportion, 0.4 for 64. With '
-  '`slow steps` the second and third block also take a training step only every 4 and 16 steps, '
-  'with the mean gradient, so that they move less in all. Each model had three learning rates on '
-  'the first phase of seed 0; `rate_at_edge` says where the best is the smallest or the largest.'
+  'constant rate, the best of four for each of the two families at size tiny (see learning '
+  'rates). Columns `after ...` are bits per byte on 8,192 held-out bytes of the documentation, '
+  'read in windows of 512, after each phase; `forgotten` is the rise from the first phase to the '
+  'worst of the next three, and `forgotten_in_one_stream` the same where all 8,192 bytes are read '
+  'as one text, in which HOPE learns as it goes. `average`, `forgetting` and `forward transfer` '
+  'are those of `nlx.evaluation.continual_scores` over the four domains; C headers and JSON '
+  'repeat themselves, so that what is held out of them is in part known. `HOPE, 1 level` has '
+  'three MLP blocks per layer, of which one learns in context, every 64 tokens; with 3 levels '
+  'they learn every 64, 128 and 256, at rates that begin in proportion, 0.4 for 64.'
 )
 
 
@@ -35,37 +33,19 @@ class Sizes(NamedTuple):
 
   steps: int = 75  # of each phase
   seeds: tuple[int, ...] = (0, 1, 2)
-  tries: int = 3  # learning rates
   held_out: int = 8192  # bytes of each domain
   smoke: bool = False
 
 
 FULL = Sizes()
-SMOKE = Sizes(2, (0,), tries=1, held_out=512, smoke=True)
+SMOKE = Sizes(2, (0,), held_out=512, smoke=True)
 DOMAINS = ('documentation', 'python_source', 'c_headers', 'configuration')
 PHASES = (*DOMAINS, DOMAINS[0])
-Run = tuple[float, int]  # Learning rate and seed.
 MAX_BYTES = 400_000
-SLOW_STEPS = {r"\['blocks'\]\[1\]": 4, r"\['blocks'\]\[2\]": 16}  # Of parameters' paths.
-
-
-class Contender(NamedTuple):
-  """A model, the rates it is tried at, and the periods of its parameters in steps."""
-
-  family: str
-  fields: dict[str, Any]
-  rates: tuple[float, ...]
-  periods: dict[str, int] = {}
-
-
-ONE_LEVEL, THREE_LEVELS = short_run.levels(64, 0, 0), short_run.levels(64, 128, 256)
-RATES = (5e-3, 1.6e-2, 4.8e-2)
-CONTENDERS = {
-  'Transformer++': Contender('transformer', {}, (1.5e-3, 4.5e-3, 1.35e-2)),
-  'HOPE, 1 level': Contender('hope', ONE_LEVEL, RATES),
-  'HOPE, 3 levels': Contender('hope', THREE_LEVELS, RATES),
-  'HOPE, 1 level, slow steps': Contender('hope', ONE_LEVEL, RATES, SLOW_STEPS),
-  'HOPE, 3 levels, slow steps': Contender('hope', THREE_LEVELS, RATES, SLOW_STEPS),
+CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
+  'Transformer++': ('transformer', {}),
+  'HOPE, 1 level': ('hope', short_run.levels(64, 0, 0)),
+  'HOPE, 3 levels': ('hope', short_run.levels(64, 128, 256)),
 }
 
 
@@ -73,46 +53,27 @@ def run(sizes: Sizes) -> Found:
   """Returns a row for each model and seed, and the curves."""
   rows: list[dict[str, Any]] = []
   curves: dict[str, list[np.ndarray]] = {}
-  names = list(CONTENDERS)[:1] if sizes.smoke else list(CONTENDERS)
-  for name in names:
-    rate = tune(sizes, name)
-    runs = [(rate, seed) for seed in sizes.seeds]
-    for seed, found in zip(sizes.seeds, remembered(sizes, name, runs, len(PHASES)), strict=True):
+  for name in list(CONTENDERS)[:1] if sizes.smoke else CONTENDERS:
+    for seed, found in zip(sizes.seeds, remembered(sizes, name), strict=True):
       table = np.asarray(found['bits_per_byte'])
       curves.setdefault(name, []).append(table)
-      rows.append(
-        {
-          'model': name,
-          'rate': rate,
-          'rate_at_edge': rate in (CONTENDERS[name].rates[0], CONTENDERS[name].rates[-1]),
-          'seed': seed,
-          **summary(found['initial'], table, np.asarray(found['in_one_stream'])),
-        }
-      )
+      streams = np.asarray(found['in_one_stream'])
+      columns = {**summary(found['initial'], table, streams), 'diverged': found['diverged']}
+      rows.append({'model': name, 'seed': seed, **columns})
       print(rows[-1], flush=True)
   return Found(rows, plot(curves))
 
 
-def tune(sizes: Sizes, name: str) -> float:
-  """The rate with the lowest loss at the end of the first phase."""
-  rates = CONTENDERS[name].rates[-sizes.tries :]
-  tried = remembered(sizes, name, [(rate, sizes.seeds[0]) for rate in rates], 1)
-  losses = {rate: one['first_loss'] for rate, one in zip(rates, tried, strict=True)}
-  print(name, losses, flush=True)
-  return min(losses, key=lambda rate: losses[rate])
+def remembered(sizes: Sizes, name: str) -> list[dict[str, Any]]:
+  """What the runs of a model leave, one for each seed."""
+  return short_run.remember('domains', (name, sizes), lambda: learn(sizes, name))
 
 
-def remembered(sizes: Sizes, name: str, runs: list[Run], phases: int) -> list[dict[str, Any]]:
-  """What runs of a model through the first phases leave."""
-  key = (name, runs, phases, sizes)
-  return short_run.remember('domains', key, lambda: learn(sizes, name, runs, phases))
-
-
-def learn(sizes: Sizes, name: str, runs: list[Run], phases: int) -> list[dict[str, Any]]:
+def learn(sizes: Sizes, name: str) -> list[dict[str, Any]]:
   """Learns domain after domain; scores [phases, domains] on each after each."""
-  configs = [configure(sizes, name, *run) for run in runs]
-  side_by_side = short_run.SideBySide(configs)
-  language = side_by_side.languages[0]
+  configs = [configure(sizes, name, seed) for seed in sizes.seeds]
+  runs = short_run.SideBySide(configs)
+  language = runs.languages[0]
   corpora = {
     domain: data.load(domain, language.tokenizer, max_bytes=MAX_BYTES) for domain in DOMAINS
   }
@@ -120,41 +81,35 @@ def learn(sizes: Sizes, name: str, runs: list[Run], phases: int) -> list[dict[st
     domain: jnp.asarray(corpus.validation.tokens[None, : sizes.held_out + 1], jnp.int32)
     for domain, corpus in corpora.items()
   }
-  found: list[dict[str, Any]] = [{'bits_per_byte': [], 'in_one_stream': []} for _ in runs]
 
   def score(run):
-    params = side_by_side.params(run)
+    params = runs.params(run)
     return [bits(language, params, held_out[domain]) for domain in DOMAINS]
 
-  if phases > 1:
+  found: list[dict[str, Any]] = [
+    {'initial': score(run), 'bits_per_byte': [], 'in_one_stream': []}
+    for run in range(len(sizes.seeds))
+  ]
+  for phase, domain in enumerate(PHASES):
+    for i, seed in enumerate(sizes.seeds):
+      configs[i].seed = seed * len(PHASES) + phase  # Of the order of the batches.
+      runs.streams[i] = language_model.make_task(configs[i], language, corpora[domain]).batches
+    for _ in range(sizes.steps):
+      runs.advance()
     for i, record in enumerate(found):
-      record['initial'] = score(i)
-  for phase, domain in enumerate(PHASES[:phases]):
-    for i, config in enumerate(configs):
-      config.seed = runs[i][1] * len(PHASES) + phase  # Of the order of the batches.
-      task = language_model.make_task(config, language, corpora[domain])
-      side_by_side.streams[i] = task.batches
-    losses = np.stack([side_by_side.advance() for _ in range(sizes.steps)], axis=1)
-    for i, record in enumerate(found):
-      record.setdefault('first_loss', short_run.last_loss(losses[i].tolist()))
-      if phases > 1:
-        stream = bits(language, side_by_side.params(i), held_out[DOMAINS[0]], sizes.held_out)
-        record['bits_per_byte'].append(score(i))
-        record['in_one_stream'].append(stream)
+      record['bits_per_byte'].append(score(i))
+      stream = bits(language, runs.params(i), held_out[DOMAINS[0]], sizes.held_out)
+      record['in_one_stream'].append(stream)
+      record['diverged'] = bool(runs.state.failed_step[i])
   return found
 
 
-def configure(sizes: Sizes, name: str, rate: float, seed: int) -> Any:
+def configure(sizes: Sizes, name: str, seed: int) -> Any:
   """Returns the configuration of one run."""
-  contender, total = CONTENDERS[name], sizes.steps * len(PHASES)
-  config = short_run.small(
-    contender.family, smoke=sizes.smoke, seed=seed, steps=total, **contender.fields
-  )
-  config.optimizer.learning_rate, config.optimizer.floor = rate, 1.0
-  if contender.periods:
-    config.optimizer.name = 'multi_rate'
-    with config.unlocked():
-      config.optimizer.multi_rate.periods = contender.periods
+  family, fields = CONTENDERS[name]
+  total = sizes.steps * len(PHASES)
+  config = short_run.small(family, smoke=sizes.smoke, seed=seed, steps=total, **fields)
+  config.optimizer.floor = 1.0
   return config
 
 

@@ -33,15 +33,15 @@ def found(study):
   def remember(name, key, make):
     if name != 'domains':  # The others train in one place, which can be replaced.
       return make()
-    _, runs, phases, _ = key
+    seeds, phases = key[1].seeds, len(domains.PHASES)
     return [
       {
-        'first_loss': random.uniform(1, 3),
         'initial': random.uniform(1, 3, len(domains.DOMAINS)).tolist(),
         'bits_per_byte': random.uniform(1, 3, (phases, len(domains.DOMAINS))).tolist(),
         'in_one_stream': random.uniform(1, 3, phases).tolist(),
+        'diverged': False,
       }
-      for _ in runs
+      for _ in seeds
     ]
 
   def train(configs):
