@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ SETTINGS = {
   'PROJECT_ID': 'project',
   'ZONE': 'zone-a',
   'TPU_NAME': 'nlx-test',
-  'WORKDIR': 'gs://bucket/runs/first',
+  'WORKDIR': '/mnt/runs/first',
+  'SHARED': '1',
   'CREATE_SECONDS': '2',
   'STOP_SECONDS': '1',
   'GRACE_SECONDS': '1',
@@ -58,7 +60,7 @@ class Cloud:
   """A repository with the scripts, settings for a back end, and a fake gcloud on PATH."""
 
   def __init__(self, folder, backend):
-    self.folder, self.backend = folder, backend
+    self.folder, self.backend, self.settings = folder, backend, {}
     self.repository, programs = folder / 'repository', folder / 'bin'
     shutil.copytree(SCRIPTS, self.repository / 'tpu', ignore=shutil.ignore_patterns('env'))
     programs.mkdir()
@@ -82,9 +84,9 @@ class Cloud:
     self.answer_as(up=False)
 
   def set(self, **settings):
-    """Adds to the settings file; None takes a setting away."""
-    self.settings = {**getattr(self, 'settings', {}), **settings}
-    lines = [f'{name}={value}\n' for name, value in self.settings.items() if value is not None]
+    """Changes the settings file."""
+    self.settings |= settings
+    lines = [f'{name}={value}\n' for name, value in self.settings.items()]
     (self.repository / 'tpu' / 'env').write_text(''.join(lines))
 
   @property
@@ -95,25 +97,20 @@ class Cloud:
     return '\n'.join(f'nlx host-{i} {answer}' for i in range(self.hosts))
 
   def answer_as(self, up, **answers):
-    """Scripts a cloud in which all goes well; `answers` by pattern come first, in this order."""
-    absent, states = [missing(self.backend)], UP[self.backend]
-    there = {WHOLE[self.backend]: states, PART[self.backend]: ['READY']}
-    gone = {WHOLE[self.backend]: absent, PART[self.backend]: absent}
+    """Scripts a cloud in which all goes well, with other `answers` to some patterns."""
+    whole, part = WHOLE[self.backend], PART[self.backend]
     none = {STATE: [self.hosts_say('none')]}
+    there = {whole: UP[self.backend], part: ['READY'], **none}
+    gone = {whole: [missing(self.backend)], part: [missing(self.backend)], **none}
+    running = {STATE: [self.hosts_say('running')]}
     script = {
-      **(there if up else gone),
-      ' create ': [{'then': there | none}],
+      **({**there, whole: UP[self.backend][-1:]} if up else gone),
+      ' create ': [{'then': there}],
       ' delete ': [{'then': gone}],
       SETUP: [self.hosts_say('ready')],
-      STATE: [self.hosts_say('none')],
-      START: [{'out': self.hosts_say('started'), 'then': {STATE: [self.hosts_say('running')]}}],
+      START: [{'out': self.hosts_say('started'), 'then': running}],
     }
-    if up:
-      script[WHOLE[self.backend]] = states[-1:]
-    self.script(script | answers)
-
-  def script(self, answers):
-    (self.folder / 'answers.json').write_text(json.dumps(answers))
+    (self.folder / 'answers.json').write_text(json.dumps(script | answers))
 
   def change(self, **answers):
     """Scripts other answers for some patterns."""
@@ -134,7 +131,12 @@ class Cloud:
   def run(self, name, *arguments, code=0, **environment):
     """Runs a script, which must end with this code, and returns all that it printed."""
     process = self.start(name, *arguments, **environment)
-    out, error = process.communicate(timeout=60)
+    try:
+      out, error = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)
+      process.communicate()
+      raise
     assert process.returncode == code, f'{name}: {process.returncode}\n{out}\n{error}'
     return out + error
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A stand-in for gcloud: writes down its arguments and answers as a test has scripted.
 
 The folder FAKE_GCLOUD holds answers.json, {pattern: [answers]}. The first pattern that is found in

@@ -18,15 +18,19 @@ PROGRAMS = {
   'systemd-run': """
 printf '%s\\n' "$@" >"$HOME/service"
 while [[ $1 == --* ]]; do shift; done
-{ "$@" & echo $! >"$HOME/pid"; wait $!; rm "$HOME/pid"; } >/dev/null 2>&1 </dev/null &
-while [[ ! -e $HOME/pid ]]; do sleep 0.02; done
+rm -f "$HOME/pid"
+touch "$HOME/active"
+{ "$@" & echo $! >"$HOME/pid"; wait $!; rm "$HOME/active"; } >/dev/null 2>&1 </dev/null &
 """,
   # The service is active until its process has ended; `stop` tells that process alone.
   'systemctl': """
 case $1 in
-  show) if [[ -e $HOME/pid ]]; then echo active; else echo inactive; fi ;;
-  stop) kill -TERM "$(cat "$HOME/pid")"; while [[ -e $HOME/pid ]]; do sleep 0.02; done ;;
-  is-active) [[ -e $HOME/pid ]] ;;
+  show) if [[ -e $HOME/active ]]; then echo active; else echo inactive; fi ;;
+  stop)
+    until [[ -s $HOME/pid ]]; do sleep 0.02; done
+    kill -TERM "$(cat "$HOME/pid")"
+    while [[ -e $HOME/active ]]; do sleep 0.02; done ;;
+  is-active) [[ -e $HOME/active ]] ;;
 esac
 """,
 }
@@ -36,7 +40,20 @@ printf '%s\\n' "$@" >"$HOME/arguments"
 echo "printed in $PWD"
 source "$HOME/ending"
 """
-SAVES = 'trap "echo saved; exit 0" TERM; touch "$HOME/listens"; while true; do sleep 0.02; done'
+# Saves for a while when it is told to end.
+SAVES = """
+trap "sleep 0.3; echo saved; exit 0" TERM
+touch "$HOME/listens"
+while true; do sleep 0.02; done
+"""
+
+
+def wait_until(condition):
+  for _ in range(500):
+    if condition():
+      return
+    time.sleep(0.02)
+  raise AssertionError('it did not happen')
 
 
 class Host:
@@ -57,9 +74,9 @@ class Host:
 
   def run(self, command, code=0):
     """Runs a command line as ssh would, and returns what the host answers."""
-    result = subprocess.run(
-      ['bash', '-c', command], cwd=self.folder, env=self.environment, capture_output=True, text=True
-    )
+    process = ['bash', '-c', command]
+    options = {'cwd': self.folder, 'env': self.environment, 'timeout': 20}
+    result = subprocess.run(process, capture_output=True, text=True, **options)
     assert result.returncode == code, result.stderr
     lines = [line.split(maxsplit=2) for line in result.stdout.splitlines()]
     return [line[2] for line in lines if line[0] == 'nlx']
@@ -68,18 +85,7 @@ class Host:
     return self.run(f'bash nlx/tpu/host.sh {" ".join(words)}', code)
 
   def wait_for(self, state):
-    for _ in range(500):
-      if self.call('state', 'first') == [state]:
-        return
-      time.sleep(0.02)
-    raise AssertionError(self.call('state', 'first'))
-
-  def wait_for_file(self, name):
-    for _ in range(500):
-      if (self.folder / name).exists():
-        return
-      time.sleep(0.02)
-    raise AssertionError(name)
+    wait_until(lambda: self.call('state', 'first') == [state])
 
   def read(self, name):
     return (self.folder / name).read_text()
@@ -105,7 +111,7 @@ def test_flags_reach_the_run_as_they_were_given(host, tmp_path_factory):
   command = next(word for word in sent if word.startswith('--command='))
   assert host.run(command.removeprefix('--command=')) == ['started']
   host.wait_for('done')
-  base = [f'--config={clouds.CONFIG}', '--workdir=gs://bucket/runs/first']
+  base = [f'--config={clouds.CONFIG}', '--workdir=/mnt/runs/first']
   expected = ['-m', 'experiments.train', *base, '--config.processes.count=0', *flags]
   assert host.read('arguments') == ''.join(f'{word}\n' for word in expected)
 
@@ -129,6 +135,7 @@ def test_run_leaves_a_log_and_its_exit_code(host):
 def test_run_that_is_running_is_not_started_twice(host):
   host.end_with(SAVES)
   assert host.call('start', 'first', '60') == ['started']
+  wait_until((host.folder / 'listens').exists)
   assert host.call('state', 'first') == ['running']
   assert host.call('start', 'first', '60', code=1) == ['running']
 
@@ -136,7 +143,7 @@ def test_run_that_is_running_is_not_started_twice(host):
 def test_stopped_run_can_save_and_is_not_done(host):
   host.end_with(SAVES)
   host.call('start', 'first', '60')
-  host.wait_for_file('listens')
+  wait_until((host.folder / 'listens').exists)
   assert host.call('stop', 'first') == ['stopped']
   assert host.read('nlx-runs/first/exit') == '143\n'
   assert 'saved' in host.read('nlx-runs/first/log')
@@ -150,15 +157,14 @@ def test_run_without_an_exit_code_is_lost(host):
 def test_service_gets_sigterm_first_and_has_time(host):
   host.end_with('exit 0')
   host.call('start', 'first', '77')
-  service = host.read('service').splitlines()
-  assert {'--unit=nlx-first', '--property=KillMode=mixed', '--property=TimeoutStopSec=77'} <= {
-    *service
-  }
+  options = {'--unit=nlx-first', '--property=KillMode=mixed', '--property=TimeoutStopSec=77'}
+  assert options <= set(host.read('service').splitlines())
   host.wait_for('done')
 
 
 def test_setup_installs_under_python_3_12(host):
-  assert host.call('setup', 'dev,tpu') == ['ready']
+  assert host.call('setup', 'dev,tpu', "'touch mounted'") == ['ready']
+  assert (host.folder / 'mounted').exists()
   called = host.read('called').splitlines()
   assert called == [
     'uv python install 3.12',

@@ -43,6 +43,6 @@ def test_resume_does_not_delete_what_it_cannot_see(tpu):
 
 
 def test_resume_refuses_a_folder_that_goes_with_the_vm(gce):
-  gce.set(WORKDIR='/runs/first')
+  gce.set(SHARED='0')
   assert 'goes with the VM' in gce.run('resume', CONFIG, code=1)
   assert not gce.calls()

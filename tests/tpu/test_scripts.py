@@ -95,6 +95,13 @@ def test_interrupted_create_says_what_is_left_behind(cloud):
   assert f'Left behind: nlx-test is {states[0]}' in error
 
 
+def test_create_finds_more_hosts_than_the_settings(tpu):
+  tpu.set(HOSTS='1')
+  tpu.change(**{' create ': [{'then': {WHOLE['tpu']: ['ACTIVE'], PART['tpu']: ['READY']}}]})
+  tpu.change(**{STATE: ['nlx host-0 none\nnlx host-1 none']})
+  assert '`HOSTS` is 1, but 2 hosts answer' in tpu.run('create', code=1)
+
+
 def test_active_resource_with_a_preempted_node_is_not_ready(tpu):
   tpu.answer_as(up=True)
   tpu.change(**{PART['tpu']: ['PREEMPTED']})
@@ -124,8 +131,11 @@ def test_run_refuses_a_run_that_is_running(cloud):
   assert 'start' not in cloud.kinds()
 
 
-def test_run_refuses_another_workdir(tpu):
-  assert '`WORKDIR`' in tpu.run('run', CONFIG, '--workdir=elsewhere', code=1)
+@pytest.mark.parametrize('name', ['run', 'resume'])
+def test_run_refuses_wrong_arguments_before_any_call(tpu, name):
+  assert '`WORKDIR`' in tpu.run(name, CONFIG, '--workdir=elsewhere', code=1)
+  assert 'CONFIG is missing' in tpu.run(name, code=1)
+  assert 'CONFIG is missing' in tpu.run(name, '--config=x', code=1)
   assert not tpu.calls()
 
 

@@ -11,12 +11,9 @@ import pytest
 from tests.tpu.cloud import (
   BACKENDS,
   CONFIG,
-  PART,
   SCRIPTS,
   SETUP,
   START,
-  STATE,
-  WHOLE,
 )
 
 NAMES = ('create', 'setup', 'run', 'logs', 'status', 'resume', 'stop', 'delete')
@@ -57,6 +54,11 @@ def test_dry_run_prints_and_calls_nothing(cloud, name):
   assert not cloud.calls()
 
 
+def test_dry_run_that_is_no_dry_run_is_refused(tpu):
+  assert '`DRY_RUN` must be 0 or 1' in tpu.run('create', code=1, DRY_RUN='true')
+  assert not tpu.calls()
+
+
 def test_dry_run_of_resume_prints_all_steps(tpu):
   text = tpu.run('resume', CONFIG, DRY_RUN='1').replace('\\ ', ' ')
   steps = (' delete ', ' create ', ' scp ', SETUP, START)
@@ -87,12 +89,13 @@ def test_missing_settings_are_named(cloud):
   ('setting', 'value', 'message'),
   [
     ('BACKEND', 'gke', 'must be tpu or gce'),
-    ('WORKDIR', '/runs/first', 'must be gs://... as 2 hosts share it'),
-    ('WORKDIR', 'runs/first', 'must be gs://... or an absolute path'),
-    ('WORKDIR', 'gs://bucket/my run', 'must end with the name of the run'),
+    ('SHARED', '0', 'as 2 hosts share it'),
+    ('WORKDIR', 'gs://bucket/first', 'must be an absolute path (mount a bucket to use it)'),
+    ('WORKDIR', '/mnt/my run', 'must end with the name of the run'),
     ('TPU_NAME', 'My_TPU', 'must be small letters'),
     ('HOSTS', 'two', 'must be a whole number'),
     ('HOST', '2', 'is no setting'),
+    ('SPOT', 'yes', 'must be 0 or 1'),
   ],
 )
 def test_wrong_settings_are_refused_before_any_call(tpu, setting, value, message):
@@ -103,7 +106,7 @@ def test_wrong_settings_are_refused_before_any_call(tpu, setting, value, message
 
 def test_settings_of_the_environment_come_first(tpu):
   tpu.answer_as(up=True)
-  tpu.run('status', WORKDIR='gs://bucket/runs/second')
+  tpu.run('status', WORKDIR='/mnt/runs/second')
   assert 'state second' in ' '.join(tpu.calls()[-1])
 
 
@@ -113,10 +116,3 @@ def test_an_example_has_every_setting_that_is_needed(tpu):
     assert all(f'\n{name}=' in text for name in ('PROJECT_ID', 'ZONE', 'WORKDIR', *backend))
   (tpu.repository / 'tpu' / 'env').write_text(text)
   assert '`PROJECT_ID` is missing' in tpu.run('status', code=1)
-
-
-def test_create_finds_more_hosts_than_the_settings(tpu):
-  tpu.set(HOSTS='1')
-  tpu.change(**{' create ': [{'then': {WHOLE['tpu']: ['ACTIVE'], PART['tpu']: ['READY']}}]})
-  tpu.change(**{STATE: ['nlx host-0 none\nnlx host-1 none']})
-  assert '`HOSTS` is 1, but 2 hosts answer' in tpu.run('create', code=1)
