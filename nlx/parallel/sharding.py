@@ -99,8 +99,8 @@ def sum_over_sequences(function: Callable[[Any, Any], Any], params: Any, batch: 
   """A sum over a batch, each device summing over its own sequences.
 
   Parameters are gathered over `fsdp` before, and gradients are summed after, all that `function`
-  does: a loop over time in it holds no communication, whatever it learns. Outside of
-  `jax.set_mesh`, `function` is called as it is.
+  does: a loop over time in it holds no communication over `data` and `fsdp`, whatever it learns;
+  `model` is left to the compiler. Outside of `jax.set_mesh`, `function` is called as it is.
 
   Args:
     function: `(params, batch) -> sums`; each sequence for itself.
