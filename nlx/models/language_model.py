@@ -122,14 +122,18 @@ class LanguageModel(nnx.Module):
     Returns:
       Logits [B, C, vocab_size] in float32 and the new carry.
     """
-    mix = lambda mixer, *args: mixer(*args, num_valid)  # noqa: E731
-    x, carry = self._through(tokens, fast, carry, mix, mask)
+    x, carry = self._read(tokens, fast, carry, num_valid, mask)
     return self._logits(x), carry
 
   def apply_step(self, tokens: jax.Array, fast: tuple, carry: Carry) -> tuple[jax.Array, Carry]:
     """Reads one token [B, 1] of every sequence, anywhere in a chunk."""
     x, carry = self._through(tokens, fast, carry, lambda mixer, *args: mixer.step(*args))
     return self._logits(x), carry
+
+  def _read(self, tokens, fast, carry, num_valid, mask):
+    """From the start of a base chunk, up to the output head."""
+    mix = lambda mixer, *args: mixer(*args, num_valid)  # noqa: E731
+    return self._through(tokens, fast, carry, mix, mask)
 
   def _logits(self, x):
     """The output head, on the normed outputs of the last block."""
@@ -196,8 +200,7 @@ class LanguageModel(nnx.Module):
       Summed loss and token count of each sequence [B], the new carry, and logits.
     """
     model = nnx.merge(nnx.graphdef(self), slow)
-    mix = lambda mixer, *args: mixer(*args, num_valid)  # noqa: E731
-    x, carry = model._through(chunk.tokens, fast, carry, mix, chunk.mask)
+    x, carry = model._read(chunk.tokens, fast, carry, num_valid, chunk.mask)
     losses = head_losses(model._logits, x, chunk.targets, self.config.vocab_size) * chunk.mask
     return jnp.sum(losses, axis=1), jnp.sum(chunk.mask, axis=1), carry, model._logits(x)
 
