@@ -9,11 +9,12 @@ moneta, yaad, atlas, samba. SIZE is one of
 
   smoke   a few steps of a toy, to see that everything runs
   tiny    the smallest that learns to write; one CPU
+  30m     8 layers of width 512, 6.5M tokens of Python in pieces of 2048; one GPU
   340m    24 layers of width 1024, 15B tokens of 4096
   760m    24 layers of width 1536, 30B tokens of 4096
   1b      24 layers of width 2048, 100B tokens of 4096
 
-At one size all models have equally many parameters, by the width of their MLPs. The large sizes
+At one size all models have equally many parameters, by the width of their MLPs. The three largest
 need a text and a tokenizer of their own:
 `--config.data.corpus='corpus/*.txt' --config.data.tokenizer=tokenizer.json`.
 
@@ -47,6 +48,7 @@ MODELS = (
 SIZES = {
   'smoke': {'model_dim': 32, 'num_layers': 1, 'num_heads': 2, 'parameters': 18_000},
   'tiny': {'model_dim': 128, 'num_layers': 4, 'num_heads': 4, 'parameters': 903_000},
+  '30m': {'model_dim': 512, 'num_layers': 8, 'num_heads': 8, 'parameters': 30_000_000},
   '340m': {'model_dim': 1024, 'num_layers': 24, 'num_heads': 16, 'parameters': 303_000_000},
   '760m': {'model_dim': 1536, 'num_layers': 24, 'num_heads': 16, 'parameters': 680_000_000},
   '1b': {'model_dim': 2048, 'num_layers': 24, 'num_heads': 32, 'parameters': 1_210_000_000},
@@ -59,7 +61,7 @@ LEVELS = {
   'tiny': {'memory_hidden': 32, 'chunk_size': 16, 'projection_chunk_size': 64},
 }
 LARGE_LEVELS = {'memory_hidden': 64, 'chunk_size': 64, 'projection_chunk_size': 256}
-PERIODS = {'smoke': (32, 64), 'tiny': (64, 256)}
+PERIODS = {'smoke': (32, 64), 'tiny': (64, 256), '30m': (256, 1024)}
 LARGE_PERIODS = (256, 1024, 4096)
 LARGE_WINDOW = 1024
 RULE = {
@@ -83,8 +85,8 @@ SELF_MODIFICATION = {
 IN_CONTEXT = {
   'cms_form': 'sequential',  # Or nested, independent.
   'cms_rule': 'gradient_descent',  # Or dgd, momentum, delta_momentum, m3, muon.
-  'cms_rate': 0.1,
-  'cms_proportional_rates': False,
+  'cms_rate': 0.4,  # Of the fastest block; those of slower ones grow with their periods.
+  'cms_proportional_rates': True,
   'cms_max_norm': 1.0,
   'meta': 'full',  # The outer gradient through inner updates; or first, detached.
 }
@@ -104,6 +106,7 @@ STACK = {
 RUNS = {
   'smoke': (4, 2, 64, 3e-3, 1),
   'tiny': (500, 2, 512, 1.6e-2, 30),
+  '30m': (400, 8, 2048, 1e-3, 40),
   '340m': (28_610, 128, 4096, 1e-3, 1000),
   '760m': (57_220, 128, 4096, 7e-4, 1000),
   '1b': (190_735, 128, 4096, 5e-4, 2000),
@@ -183,6 +186,11 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 3e-3  # The best of four for the Transformer++; see RESULTS.md.
   if size == 'tiny':
     config.training.update(eval_every=250, checkpoint_every=25)
+  if size == '30m':
+    config.data.corpus = 'python_source'
+    config.training.update(eval_every=100, checkpoint_every=100)
+    if family == 'hope':  # A fourth of that of `tiny`, at four times the width; not tuned.
+      config.optimizer.learning_rate = 4e-3
   if size == 'smoke':
     config.data.max_bytes = 20_000
     config.training.update(log_every=1, eval_every=2, checkpoint_every=2)
@@ -204,6 +212,8 @@ def _model(family: str, size: str) -> dict[str, Any]:
       tuple
     )  # Of the hidden units; equal if not given.
     fields['truncate'] = config_dict.placeholder(int)  # Cut the outer gradient every n updates.
+  if family == 'transformer':
+    fields['implementation'] = 'xla'  # Or cudnn, on a GPU in bfloat16.
   if family in DEEP:
     fields.update(memory_hidden=levels['memory_hidden'])
   if family == 'atlas':

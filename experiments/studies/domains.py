@@ -24,7 +24,10 @@ CAPTION = (
   'are those of `nlx.evaluation.continual_scores` over the four domains; C headers and JSON '
   'repeat themselves, so that what is held out of them is in part known. `HOPE, 1 level` has '
   'three MLP blocks per layer, of which one learns in context, every 64 tokens; with 3 levels '
-  'they learn every 64, 128 and 256, at rates that begin in proportion, 0.4 for 64.'
+  'they learn every 64, 128 and 256, at rates that begin in proportion, 0.4 for 64. Slow weights '
+  'learn every step, but for `1-4-16 steps` and `1-16-128 steps`: there the second and the third '
+  'block of every layer take a step, with the mean gradient, once in so many; 128 is longer than a '
+  'phase.'
 )
 
 
@@ -42,10 +45,24 @@ SMOKE = Sizes(2, (0,), held_out=512, smoke=True)
 DOMAINS = ('documentation', 'python_source', 'c_headers', 'configuration')
 PHASES = (*DOMAINS, DOMAINS[0])
 MAX_BYTES = 400_000
-CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
-  'Transformer++': ('transformer', {}),
-  'HOPE, 1 level': ('hope', short_run.levels(64, 0, 0)),
-  'HOPE, 3 levels': ('hope', short_run.levels(64, 128, 256)),
+
+
+class Contender(NamedTuple):
+  """A model, and how often its MLP blocks learn across steps."""
+
+  family: str
+  fields: dict[str, Any] = {}  # of `config.model`
+  periods: tuple[int, ...] = ()  # in steps, of each MLP block of a layer; every step if not given
+
+
+ONE_LEVEL, THREE_LEVELS = short_run.levels(64, 0, 0), short_run.levels(64, 128, 256)
+CONTENDERS = {
+  'Transformer++': Contender('transformer'),
+  'HOPE, 1 level': Contender('hope', ONE_LEVEL),
+  'HOPE, 3 levels': Contender('hope', THREE_LEVELS),
+  'HOPE, 1 level, 1-4-16 steps': Contender('hope', ONE_LEVEL, (1, 4, 16)),
+  'HOPE, 3 levels, 1-4-16 steps': Contender('hope', THREE_LEVELS, (1, 4, 16)),
+  'HOPE, 3 levels, 1-16-128 steps': Contender('hope', THREE_LEVELS, (1, 16, 128)),
 }
 
 
@@ -106,10 +123,15 @@ def learn(sizes: Sizes, name: str) -> list[dict[str, Any]]:
 
 def configure(sizes: Sizes, name: str, seed: int) -> Any:
   """Returns the configuration of one run."""
-  family, fields = CONTENDERS[name]
-  total = sizes.steps * len(PHASES)
-  config = short_run.small(family, smoke=sizes.smoke, seed=seed, steps=total, **fields)
+  contender = CONTENDERS[name]
+  total, model = sizes.steps * len(PHASES), contender.fields
+  config = short_run.small(contender.family, smoke=sizes.smoke, seed=seed, steps=total, **model)
   config.optimizer.floor = 1.0
+  if contender.periods:
+    config.optimizer.name = 'multi_rate'
+    config.optimizer.multi_rate.periods = {
+      rf"\['blocks'\]\[{i}\]": period for i, period in enumerate(contender.periods)
+    }
   return config
 
 

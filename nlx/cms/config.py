@@ -66,8 +66,8 @@ class CMSConfig:
   periods: tuple[int, ...]
   form: str = 'sequential'
   rule: InContextRule = GRADIENT_DESCENT
-  rate: float = 0.1
-  proportional_rates: bool = False
+  rate: float = 0.4
+  proportional_rates: bool = True
   max_norm: float = 1.0
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
