@@ -28,6 +28,7 @@ STUDIES = (
   'long_context',
   'domains',
   'meshes',
+  'one_gpu',
   'continual_digits',
   'curved_valley',
   'digits',

@@ -9,7 +9,7 @@ moneta, yaad, atlas, samba. SIZE is one of
 
   smoke   a few steps of a toy, to see that everything runs
   tiny    the smallest that learns to write; one CPU
-  30m     8 layers of width 512, 6.5M tokens of Python in pieces of 2048; one GPU
+  30m     8 layers of width 512, 13M tokens of Python in pieces of 2048; one GPU
   340m    24 layers of width 1024, 15B tokens of 4096
   760m    24 layers of width 1536, 30B tokens of 4096
   1b      24 layers of width 2048, 100B tokens of 4096
@@ -59,6 +59,8 @@ DTYPES = {'smoke': 'float32', 'tiny': 'float32'}  # bfloat16 for the others.
 LEVELS = {
   'smoke': {'memory_hidden': 16, 'chunk_size': 16, 'projection_chunk_size': 32},
   'tiny': {'memory_hidden': 32, 'chunk_size': 16, 'projection_chunk_size': 64},
+  # Few and large chunks: a GPU computes a small one hardly faster.
+  '30m': {'memory_hidden': 64, 'chunk_size': 256, 'projection_chunk_size': 256},
 }
 LARGE_LEVELS = {'memory_hidden': 64, 'chunk_size': 64, 'projection_chunk_size': 256}
 PERIODS = {'smoke': (32, 64), 'tiny': (64, 256), '30m': (256, 1024)}
@@ -106,7 +108,7 @@ STACK = {
 RUNS = {
   'smoke': (4, 2, 64, 3e-3, 1),
   'tiny': (500, 2, 512, 1.6e-2, 30),
-  '30m': (400, 8, 2048, 1e-3, 40),
+  '30m': (400, 16, 2048, 1e-3, 40),
   '340m': (28_610, 128, 4096, 1e-3, 1000),
   '760m': (57_220, 128, 4096, 7e-4, 1000),
   '1b': (190_735, 128, 4096, 5e-4, 2000),
@@ -189,8 +191,8 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
   if size == '30m':
     config.data.corpus = 'python_source'
     config.training.update(eval_every=100, checkpoint_every=100)
-    if family == 'hope':  # A fourth of that of `tiny`, at four times the width; not tuned.
-      config.optimizer.learning_rate = 4e-3
+    if family == 'hope':
+      config.optimizer.learning_rate = 2e-3
   if size == 'smoke':
     config.data.max_bytes = 20_000
     config.training.update(log_every=1, eval_every=2, checkpoint_every=2)
