@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments import common, language_model
 from experiments.configs import lm
 from experiments.reporting import provenance
-from experiments.studies import Found
+from experiments.studies import Found, short_run
 from nlx import data, training
 
 TITLE = 'One GPU'
@@ -69,11 +69,7 @@ PEAKS = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12}
 def run(sizes: Sizes) -> Found:
   """Returns a row for each run; all compile at once, each in a process of its own."""
   processes = [start(one) for one in sizes.runs]
-  outputs = [process.communicate()[0] for process in processes]
-  for one, process in zip(sizes.runs, processes, strict=True):
-    if process.returncode:
-      raise RuntimeError(f'{one} ended with the exit status {process.returncode}.')
-  found = [json.loads(output.splitlines()[-1]) for output in outputs]
+  found = [finish(one, process) for one, process in zip(sizes.runs, processes, strict=True)]
   curves = [record.pop('losses') for record in found]
   found[0]['from_cpu'] = float(np.abs(np.subtract(curves[0], curves[1])).max())
   return Found(found, plot(curves[0], curves[1], sizes.runs[0].model))
@@ -91,6 +87,15 @@ def start(one: Run) -> subprocess.Popen:
   return subprocess.Popen(
     command, cwd=provenance.ROOT, env=environment, stdout=subprocess.PIPE, text=True
   )
+
+
+def finish(one: Run, process: subprocess.Popen) -> dict[str, Any]:
+  """Waits for a run and returns its record."""
+  output, _ = process.communicate()
+  if process.returncode:
+    raise RuntimeError(f'{one} ended with the exit status {process.returncode}.')
+  print(output, flush=True)
+  return json.loads(output.splitlines()[-1])
 
 
 def train(one: Run) -> dict[str, Any]:
@@ -150,4 +155,5 @@ def plot(gpu: list[float], cpu: list[float], name: str) -> Figure:
 
 
 if __name__ == '__main__':
-  print(json.dumps(train(Run(*json.loads(sys.argv[1])))))
+  asked = Run(*json.loads(sys.argv[1]))
+  print(json.dumps(short_run.remember('one_gpu', asked, lambda: train(asked))))
