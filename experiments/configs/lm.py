@@ -184,6 +184,12 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
   config.mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'cpu_devices': 0}  # 0 CPU devices: as found.
   # Of one run; 0 where the cluster says, as Cloud TPU and SLURM do.
   config.processes = {'count': 1, 'index': 0, 'coordinator': ''}
+  _adapt(config, family, size)
+  return config
+
+
+def _adapt(config: ml_collections.ConfigDict, family: str, size: str) -> None:
+  """Sets what differs at the small sizes."""
   if size == 'tiny' and family != 'hope':
     config.optimizer.learning_rate = 3e-3  # The best of four for the Transformer++; see RESULTS.md.
   if size == 'tiny':
@@ -197,7 +203,6 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     config.data.max_bytes = 20_000
     config.training.update(log_every=1, eval_every=2, checkpoint_every=2)
     config.sample.max_tokens = 16
-  return config
 
 
 def _model(family: str, size: str) -> dict[str, Any]:

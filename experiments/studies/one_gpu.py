@@ -111,7 +111,8 @@ def train(one: Run) -> dict[str, Any]:
   state = training.init_state(language.params, task.tx, key=jax.random.key(config.seed))
   batches = [jax.device_put(next(task.batches)) for _ in range(one.steps)]
   begin = time.perf_counter()
-  step = training.make_step(task.loss_fn, task.tx).lower(state, batches[0]).compile()
+  make: Any = training.make_step(task.loss_fn, task.tx)
+  step = make.lower(state, batches[0]).compile()
   compiled = time.perf_counter()
   losses = []
   for i, batch in enumerate(batches):
