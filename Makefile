@@ -11,12 +11,15 @@ sources := setup.cfg pyproject.toml $(wildcard constraints/*.txt)
 installed := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 latest := .venv-latest
 interop := .venv-interop
+harness := .venv-eval
+tpu := .venv-tpu
 code := nlx experiments tests
 pip := -m pip install --quiet --disable-pip-version-check
-interop_pins := $(if $(findstring interop,$(EXTRAS)),--constraint constraints/interop.txt)
+extra_pins := $(foreach extra,interop eval,\
+  $(if $(findstring $(extra),$(EXTRAS)),--constraint constraints/$(extra).txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-latest test-interop check lint format bench results clean
+.PHONY: help setup train test test-latest test-interop test-eval test-tpu check lint format bench results clean
 
 help: ## List these targets.
 	@echo 'make TARGET [VARIABLE=...]'
@@ -25,7 +28,7 @@ help: ## List these targets.
 	@echo
 	@echo '  PYTHON=python3.12   the Python that makes the environment'
 	@echo '  VENV=.venv          where the environment lives'
-	@echo '  EXTRAS=dev,cuda13   what is installed in it: dev, cuda13, tpu, eval, interop, notebooks'
+	@echo '  EXTRAS=dev,cuda13   what is installed in it: dev, cuda13, tpu, gcs, eval, interop, notebooks'
 	@echo '  RUN=runs/tiny       where make train writes; the same RUN again resumes it'
 	@echo '  ARGS="..."          further flags for train, any of the tests, bench or results'
 
@@ -45,6 +48,14 @@ test-latest: $(latest)/.installed ## Run the suite with the newest Python here a
 test-interop: ## Compare with torch and transformers, in an environment of their own.
 	$(MAKE) --no-print-directory setup VENV=$(interop) EXTRAS=dev,interop
 	$(interop)/bin/python -m pytest -m interop tests/interop $(ARGS)
+
+test-eval: ## Run tasks of lm-evaluation-harness, in an environment of their own.
+	$(MAKE) --no-print-directory setup VENV=$(harness) EXTRAS=dev,eval
+	$(harness)/bin/python -m pytest tests/evaluation/test_harness.py tests/experiments/test_evaluate.py $(ARGS)
+
+test-tpu: ## Compile for TPU slices, without a TPU, in an environment of their own.
+	$(MAKE) --no-print-directory setup VENV=$(tpu) EXTRAS=dev,tpu
+	$(tpu)/bin/python -m pytest -m tpu_compiler tests/parallel $(ARGS)
 
 check: lint test ## Format, lint, types, tests and doctests: what has to pass.
 
@@ -66,7 +77,7 @@ results: $(installed) ## Rebuild the tables and figures of the results.
 	$(VENV)/bin/python -m experiments.results $(ARGS)
 
 clean: ## Remove environments, caches and build files; runs/ stays.
-	rm -rf $(VENV) $(latest) $(interop) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(latest) $(interop) $(harness) $(tpu) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f .coverage .coverage.*
 	find $(wildcard $(code)) -name __pycache__ -prune -exec rm -rf {} +
 
@@ -97,7 +108,7 @@ $(installed): $(sources)
 	  'import sys; print("py%d%d.txt" % sys.version_info[:2])'); \
 	if [ -f "$$pins" ]; then set -- --constraint "$$pins"; \
 	else set --; echo "There is no $$pins: installing the newest releases."; fi; \
-	$(VENV)/bin/python $(pip) --editable '.[$(EXTRAS)]' "$$@" $(interop_pins)
+	$(VENV)/bin/python $(pip) --editable '.[$(EXTRAS)]' "$$@" $(extra_pins)
 	@touch $@
 
 # The newest Python that really runs (a shim on PATH may not), and no pins.

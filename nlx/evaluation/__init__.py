@@ -3,8 +3,14 @@
 Scores from a table of results, the two usual remedies against forgetting, elastic weight
 consolidation and replay, and two sequences of tasks. All are pure functions on pytrees, for any
 model and any loss.
+
+And what a language model makes of texts: how likely they are, how it continues them, and both as
+lm-evaluation-harness asks for them.
+
+And synthetic benchmarks, which need no data: formal languages, MAD, and needles in a haystack.
 """
 
+from nlx.evaluation.completion import Prompt, completions
 from nlx.evaluation.digits import Task, permuted_digits, split_digits
 from nlx.evaluation.ewc import (
   EWCState,
@@ -14,23 +20,66 @@ from nlx.evaluation.ewc import (
   fisher_diagonal,
   sample_labels,
 )
+from nlx.evaluation.formal_languages import FORMAL_LANGUAGES, FormalLanguage, formal_language
+from nlx.evaluation.harness import harness_model
+from nlx.evaluation.likelihood import Likelihood, Passage, likelihoods
+from nlx.evaluation.mad import MAD_BASELINES, MAD_VARIATIONS, MADSetting, mad_settings, mad_task
+from nlx.evaluation.needle_codes import byte_code, symbol_code
+from nlx.evaluation.needles import (
+  NEEDLE_DEPTHS,
+  NEEDLE_TASKS,
+  NeedleCode,
+  NeedleRecall,
+  Needles,
+  NeedleTask,
+  needle_recall,
+  needle_texts,
+)
 from nlx.evaluation.replay import ReplayState, replay_add, replay_draw, replay_init
 from nlx.evaluation.scores import ContinualScores, continual_scores
+from nlx.evaluation.sequences import Accuracies, LabelledSequences, accuracies
 
 __all__ = [
+  'Accuracies',
   'ContinualScores',
   'EWCState',
+  'FORMAL_LANGUAGES',
+  'FormalLanguage',
+  'LabelledSequences',
+  'Likelihood',
+  'MADSetting',
+  'MAD_BASELINES',
+  'MAD_VARIATIONS',
+  'NEEDLE_DEPTHS',
+  'NEEDLE_TASKS',
+  'NeedleCode',
+  'NeedleRecall',
+  'NeedleTask',
+  'Needles',
+  'Passage',
+  'Prompt',
   'ReplayState',
   'Task',
+  'accuracies',
+  'byte_code',
+  'completions',
   'continual_scores',
   'ewc_add',
   'ewc_init',
   'ewc_penalty',
   'fisher_diagonal',
+  'formal_language',
+  'harness_model',
+  'likelihoods',
+  'mad_settings',
+  'mad_task',
+  'needle_recall',
+  'needle_texts',
   'permuted_digits',
   'replay_add',
   'replay_draw',
   'replay_init',
   'sample_labels',
   'split_digits',
+  'symbol_code',
 ]

@@ -94,7 +94,7 @@ def test_config_is_locked():
   assert 'brand_new' in result.stderr
 
 
-@pytest.mark.parametrize('module', ['train', 'generate'])
+@pytest.mark.parametrize('module', ['train', 'generate', 'evaluate'])
 def test_help_does_not_wait_for_jax(module):
   code = f"import sys, experiments.{module}; print('jax' in sys.modules, 'nlx' in sys.modules)"
   result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
