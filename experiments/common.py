@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from experiments.configs import lm
 from nlx import cms, core, data, memories, models, parallel, training
 
 CHECKPOINTS = 'checkpoints'
-# Another value of one of these makes another run; the rest may change when a run resumes.
+# Another value of one of these makes another run, but for `lm.MEANS`; the rest may change when a
+# run resumes.
 FIXED = ('seed', 'model', 'stack', 'pretrained', 'data')
 
 
@@ -31,7 +33,7 @@ class Language(NamedTuple):
 
 
 def start(config: ml_collections.ConfigDict) -> None:
-  """Sets up logging, JAX, its cache and processes; before anything asks for the devices."""
+  """Sets up logging, JAX and its cache; before anything asks for the devices."""
   absl.logging.set_verbosity(absl.logging.WARNING)
   logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells of every step that it takes.
   if config.mesh.cpu_devices:
@@ -40,22 +42,31 @@ def start(config: ml_collections.ConfigDict) -> None:
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     folder = config.cache_dir or pathlib.Path(home, 'nlx', 'xla')
     jax.config.update('jax_compilation_cache_dir', str(folder))
-  count, index, coordinator = (config.processes[key] for key in ('count', 'index', 'coordinator'))
-  if count == 0:
-    parallel.start_processes()
-  elif count > 1 or coordinator:
-    parallel.start_processes(count, index, coordinator or None)
+
+
+def join(config: ml_collections.ConfigDict) -> None:
+  """Joins the other processes of a run, if there are any; before anything asks for the devices."""
+  options = dict(config.processes)
+  options['coordinator'] = options['coordinator'] or None
+  if options['count'] == 0:
+    parallel.start_processes(heartbeat_timeout=options['heartbeat_timeout'])
+  elif options['count'] > 1 or options['coordinator']:
+    parallel.start_processes(**options)
 
 
 def create(config: ml_collections.ConfigDict) -> Language:
   """Builds the model that a configuration describes, initialised from its seed."""
   tokenizer = data.tokenizer(config.data.tokenizer)
-  model_config = make_model_config(config.model, tokenizer.vocab_size)
-  model = models.create(model_config, rngs=nnx.Rngs(config.seed))
-  if config.stack.periods:
-    model = stack(model, config)
+  model = make_model(config, tokenizer.vocab_size)
   graph, params = nnx.split(model, nnx.Param)
   return Language(model, graph, nnx.as_pure(params), tokenizer)
+
+
+def make_model(config: ml_collections.ConfigDict, vocab_size: int) -> models.LanguageModel:
+  """Returns the model for a tokenizer of so many ids, with the levels of `config.stack`."""
+  model_config = make_model_config(config.model, vocab_size)
+  model = models.create(model_config, rngs=nnx.Rngs(config.seed))
+  return stack(model, config) if config.stack.periods else model
 
 
 def stack(model: models.LanguageModel, config: ml_collections.ConfigDict) -> models.LanguageModel:
@@ -191,6 +202,12 @@ def as_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
+def fixed(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns what of a configuration, as a dict, must stay while a run goes on."""
+  model = {name: value for name, value in config['model'].items() if name not in lm.MEANS}
+  return {**{key: config.get(key) for key in FIXED}, 'model': model}
+
+
 def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Writes config.json; refuses if the folder holds a run of another model, data or seed.
 
@@ -200,17 +217,16 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
   path = workdir / 'config.json'
   new = as_dict(config)
   if path.exists():
-    old = json.loads(path.read_text(encoding='utf-8'))
-    for key in FIXED:
-      difference = core.first_difference(old.get(key), new[key], key)
-      if difference:
-        raise ValueError(
-          f'`workdir` {str(workdir)!r} holds another run: {difference}. Use another folder, or '
-          'the configuration of that run.'
-        )
+    old = json.loads(path.read_bytes())
+    difference = core.first_difference(fixed(old), fixed(new))
+    if difference:
+      raise ValueError(
+        f'`workdir` {str(workdir)!r} holds another run: {difference}. Use another folder, or the '
+        'configuration of that run.'
+      )
   if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(new, indent=2) + '\n', encoding='utf-8')
+    core.make_folder(workdir)
+    core.write_text(path, json.dumps(new, indent=2) + '\n')
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -222,7 +238,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   path = workdir / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'`workdir` {str(workdir)!r} holds no run: there is no config.json.')
-  return ml_collections.ConfigDict(json.loads(path.read_text(encoding='utf-8')))
+  return ml_collections.ConfigDict(json.loads(path.read_bytes()))
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:

@@ -28,7 +28,7 @@ class Request(NamedTuple):
 
 def identity(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:
   """Returns which model a session belongs to: its run, and the step of its checkpoint."""
-  return {**{key: common.as_dict(config)[key] for key in common.FIXED}, 'step': step}
+  return {**common.fixed(common.as_dict(config)), 'step': step}
 
 
 def reply(

@@ -8,12 +8,13 @@ python -m experiments.generate --workdir=runs/tiny --session=runs/talk --prompt=
 python -m experiments.generate --workdir=runs/tiny --session=runs/talk
 """
 
-import pathlib
 from collections.abc import Sequence
 
 from absl import app, flags
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run, or gs://BUCKET/FOLDER.', required=True
+)
 _PROMPT = flags.DEFINE_string(
   'prompt', '', 'Text to continue; what is read next, if a session goes on, and may be empty then.'
 )
@@ -50,9 +51,9 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'Unknown arguments: {argv[1:]}')
   # Here, so that --help need not wait for JAX.
   from experiments import common, conversation
-  from nlx import models
+  from nlx import core, models
 
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = core.as_path(_WORKDIR.value)
   config = common.read_config(workdir)
   common.start(config)
   language = common.create(config)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     seed=_SEED.value,
     max_length=_MAX_LENGTH.value,
   )
-  file = pathlib.Path(_SESSION.value) if _SESSION.value else None
+  file = core.as_path(_SESSION.value) if _SESSION.value else None
   meta = conversation.identity(config, step)
   print(_PROMPT.value + conversation.reply(language, params, request, file, meta))
 

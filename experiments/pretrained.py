@@ -34,7 +34,7 @@ def first_params(
     FileNotFoundError: If `config.pretrained` holds neither a run nor a Llama.
     ValueError: If it holds another model.
   """
-  folder = pathlib.Path(config.pretrained)
+  folder = core.as_path(config.pretrained)
   if not config.pretrained or common.has_checkpoint(workdir):
     return language.params
   if is_llama(folder):
@@ -55,7 +55,7 @@ def is_llama(folder: pathlib.Path) -> bool:
     raise FileNotFoundError(
       f'`pretrained` {str(folder)!r} holds neither a run nor a Llama: there is no config.json.'
     )
-  return 'model_type' in json.loads(path.read_text(encoding='utf-8'))
+  return 'model_type' in json.loads(path.read_bytes())
 
 
 def _load_run(config: ml_collections.ConfigDict, folder: pathlib.Path) -> models.LanguageModel:
@@ -70,7 +70,7 @@ def _load_run(config: ml_collections.ConfigDict, folder: pathlib.Path) -> models
   for key in ('model', 'stack'):
     if key == 'stack' and not described.stack.periods:
       continue
-    found, here = (common.as_dict(one[key]) for one in (described, config))
+    found, here = (common.fixed(common.as_dict(one))[key] for one in (described, config))
     _refuse(folder, core.first_difference(found, here, key))
   there = config.copy_and_resolve_references()
   there.stack = described.stack
@@ -89,8 +89,9 @@ def _load_llama(
       f'`data.tokenizer` must have the {found.vocab_size} ids of `pretrained` {str(folder)!r}, but '
       f'{config.data.tokenizer!r} has {size}.'
     )
-  here = dataclasses.asdict(common.make_model_config(config.model, size))
-  _refuse(folder, core.first_difference(dataclasses.asdict(found), here, 'model'))
+  here = dataclasses.replace(common.make_model_config(config.model, size), remat=found.remat)
+  difference = core.first_difference(dataclasses.asdict(found), dataclasses.asdict(here), 'model')
+  _refuse(folder, difference)
   return interop.load_llama(folder, dtype=dtype)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments import common
 from experiments.reporting import provenance
-from nlx import levels, training
+from nlx import core, levels, training
 
 
 def summarise(
@@ -35,11 +35,11 @@ def summarise(
 def write(summary: dict[str, Any], language: common.Language, workdir: pathlib.Path) -> None:
   """Writes summary.json, samples.txt, loss.png and levels.png."""
   rows = training.read_metrics(workdir / 'metrics.jsonl')
-  (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+  core.write_text(workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
   samples = [f'--- step {row["step"]}\n{row["sample"]}\n' for row in rows if 'sample' in row]
-  (workdir / 'samples.txt').write_text('\n'.join(samples), encoding='utf-8')
-  plot_loss(rows, summary['name']).savefig(workdir / 'loss.png', dpi=150)
-  levels.plot(language.model).savefig(workdir / 'levels.png', dpi=150)
+  core.write_text(workdir / 'samples.txt', '\n'.join(samples))
+  _save(plot_loss(rows, summary['name']), workdir / 'loss.png')
+  _save(levels.plot(language.model), workdir / 'levels.png')
 
 
 def plot_loss(rows: list[dict[str, Any]], title: str) -> Figure:
@@ -55,3 +55,7 @@ def plot_loss(rows: list[dict[str, Any]], title: str) -> Figure:
   axes.grid(alpha=0.3)
   axes.legend()
   return figure
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+  core.replace_file(path, lambda part: figure.savefig(part, format='png', dpi=150))

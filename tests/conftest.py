@@ -1,5 +1,6 @@
 """Sets JAX up for every test: eight CPU devices, strict shapes, one compilation cache."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -7,6 +8,11 @@ import os
 # which is what most tests wait for. Set for single runs too, because compiled programs are cached
 # by these flags.
 FLAGS = '--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0'
+# A sixth of the time of a compilation.
+FLAGS += (
+  ' --xla_disable_hlo_passes='
+  'simplify-while-loops,while-loop-constant-sinking,while-loop-invariant-code-motion'
+)
 # Simpler code for fusions, in one piece; versions without these flags would not start.
 if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):
   FLAGS += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
@@ -34,6 +40,26 @@ def pytest_configure(config):
   # With a bound on its size JAX locks the cache, which makes it safe under several workers.
   jax.config.update('jax_compilation_cache_max_size', 2**30)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+  # What tracing makes is mostly kept: looking for garbage so often takes a tenth of the time.
+  gc.freeze()
+  gc.set_threshold(50_000, 20)
+
+
+@pytest.fixture(scope='session')
+def bucket_address():
+  from tests import bucket
+
+  with bucket.serve() as address:
+    yield address
+
+
+@pytest.fixture
+def bucket(monkeypatch, bucket_address):
+  """An empty bucket in memory; its gs:// path."""
+  from tests import bucket
+
+  bucket.install(monkeypatch, bucket_address)
+  return 'gs://bucket'
 
 
 @pytest.fixture

@@ -59,8 +59,11 @@ check_settings() {
     || die "\`TPU_NAME\` must be small letters, digits and -, got \`$TPU_NAME\`."
   [[ $BACKEND == tpu || $HOSTS == 1 ]] \
     || die "\`HOSTS\` must be 1 with BACKEND=gce, where an instance is one host, got $HOSTS."
-  [[ $WORKDIR == /* ]] \
-    || die "\`WORKDIR\` must be an absolute path (mount a bucket to use it), got \`$WORKDIR\`."
+  case $WORKDIR in
+    gs://?*/?*) SHARED=1 ;; # A bucket is there for all hosts, and outlives them.
+    /*) ;;
+    *) die "\`WORKDIR\` must be an absolute path or gs://BUCKET/FOLDER, got \`$WORKDIR\`." ;;
+  esac
   [[ $SHARED == 1 || $HOSTS == 1 ]] || need_shared "$HOSTS hosts share it"
   RUN=$(basename "$WORKDIR")
   [[ $RUN =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] \
@@ -69,8 +72,8 @@ check_settings() {
 }
 
 need_shared() {
-  die "\`WORKDIR\` must be on a file system that all hosts mount and that outlives them, as $1:" \
-    "say so with SHARED=1. Got \`$WORKDIR\`."
+  die "\`WORKDIR\` must be in a bucket (gs://...), or on a file system that all hosts mount and" \
+    "that outlives them, as $1: say so with SHARED=1. Got \`$WORKDIR\`."
 }
 
 # Every call of gcloud goes through here; DRY_RUN=1 prints it and calls nothing.

@@ -16,7 +16,7 @@ create() {
       "--accelerator-type=$ACCELERATOR_TYPE" "--runtime-version=$RUNTIME_VERSION"
     [[ $SPOT != 1 ]] || set -- "$@" --spot
   else
-    # The scope lets the host mount a bucket; a VM with a TPU cannot migrate.
+    # The scope lets the host reach a bucket; a VM with a TPU cannot migrate.
     set -- instances create "$TPU_NAME" "--machine-type=$MACHINE_TYPE" \
       "--image-family=$IMAGE_FAMILY" "--image-project=$IMAGE_PROJECT" \
       "--boot-disk-size=$DISK_SIZE" --scopes=cloud-platform --maintenance-policy=TERMINATE

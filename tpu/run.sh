@@ -6,7 +6,7 @@
 #   tpu/run.sh experiments/configs/lm.py:hope-340m --config.training.checkpoint_every=500
 #
 # The folder of the run is the setting WORKDIR, and its last part is the name of the run. The flags
-# are those of experiments.train, with paths as the hosts see them.
+# are those of experiments.train, with paths as the hosts see them, or in a bucket.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -8,8 +8,6 @@ those of the checkpoint; all else is as in `lm.py:transformer-340m`, but for a t
 rate and steps, and can be given on the command line. Without periods it is plain training.
 """
 
-import pathlib
-
 import ml_collections
 
 from experiments.configs import lm
@@ -19,9 +17,9 @@ MIXER = ('num_heads', 'num_kv_heads', 'head_dim', 'rope_base')
 
 def get_config(arg: str) -> ml_collections.ConfigDict:
   """Returns the configuration of a run that begins with the Llama in the folder `arg`."""
-  from nlx import interop  # Here, so that whoever lists configurations need not wait for JAX.
+  from nlx import core, interop  # Here, so that whoever lists configurations need not wait for JAX.
 
-  folder, found = pathlib.Path(arg), interop.llama_config(arg)
+  folder, found = core.as_path(arg), interop.llama_config(arg)
   config = lm.get_config('transformer-340m')
   config.name = f'llama-{folder.name}'
   config.model = {
@@ -31,7 +29,7 @@ def get_config(arg: str) -> ml_collections.ConfigDict:
     **{name: getattr(found.mixer, name) for name in MIXER},
     'cms_hidden': found.cms.widths[0],
     'norm_epsilon': found.norm_epsilon,
-    'dtype': config.model.dtype,
+    **{name: config.model[name] for name in ('dtype', 'remat')},
   }
   config.pretrained = str(folder)
   config.data.tokenizer = str(folder / 'tokenizer.json')

@@ -17,7 +17,16 @@ L     layers
 
 from nlx.core.checks import check_above_zero, check_choice, check_divides, check_positive
 from nlx.core.differences import first_difference
-from nlx.core.files import replace_file
+from nlx.core.files import (
+  Mirror,
+  as_path,
+  find_files,
+  local_copy,
+  make_folder,
+  real_path,
+  replace_file,
+  write_text,
+)
 from nlx.core.mesh import auto_axes, constrain
 from nlx.core.orthogonal import QUINTIC, Triple, matrix_norm, orthogonalize
 from nlx.core.products import matmul, power
@@ -32,8 +41,10 @@ from nlx.core.trees import (
 )
 
 __all__ = [
+  'Mirror',
   'QUINTIC',
   'Triple',
+  'as_path',
   'auto_axes',
   'check_above_zero',
   'check_choice',
@@ -41,12 +52,16 @@ __all__ = [
   'check_positive',
   'clip_by_norm',
   'constrain',
+  'find_files',
   'first_difference',
   'join_time',
+  'local_copy',
+  'make_folder',
   'matmul',
   'matrix_norm',
   'orthogonalize',
   'power',
+  'real_path',
   'replace_file',
   'scan_chunks',
   'select',
@@ -55,4 +70,5 @@ __all__ = [
   'tree_add',
   'tree_size',
   'tree_zeros_like',
+  'write_text',
 ]

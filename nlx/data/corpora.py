@@ -1,9 +1,10 @@
 """Where text comes from: corpora that ship with Python, files and glob patterns."""
 
-import glob
 import pathlib
 import sysconfig
 from collections.abc import Callable
+
+from nlx import core
 
 _SKIPPED_FOLDERS = frozenset(
   {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__'}
@@ -74,7 +75,7 @@ def load_text(corpus: str, max_bytes: int | None = None) -> bytes:
 
   Args:
     corpus: A name in `CORPORA`, the path of a text file, or a glob pattern (`**` descends); the
-      files of a pattern are joined by newlines in the order of their paths.
+      files of a pattern are joined by newlines in the order of their paths. All may be in buckets.
     max_bytes: Bytes to keep from the beginning, at least 1; None keeps all.
 
   Returns:
@@ -119,12 +120,11 @@ def split_text(text: bytes) -> tuple[bytes, bytes]:
 
 def _find(corpus: str) -> list[pathlib.Path]:
   """Returns the files that a path or a pattern names, in order."""
-  path = pathlib.Path(corpus).expanduser()
+  path = core.as_path(corpus).expanduser()
   if path.is_file():
     return [path]
   if any(mark in corpus for mark in '*?['):
-    names = glob.glob(str(path), recursive=True)
-    paths = [match for match in map(pathlib.Path, sorted(names)) if match.is_file()]
+    paths = core.find_files(path)
     if not paths:
       raise FileNotFoundError(f'`corpus` pattern {corpus!r} matches no file.')
     return paths

@@ -1,10 +1,11 @@
 """Tokenizers: text to ids and back, with a known number of ids."""
 
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from nlx import core
 
 
 class Tokenizer(NamedTuple):
@@ -44,7 +45,8 @@ def json_tokenizer(path: str) -> Tokenizer:
   Special tokens are not added. Bits per byte mean something only if the tokenizer is lossless.
 
   Args:
-    path: The file that `tokenizers.Tokenizer.save` wrote, often named `tokenizer.json`.
+    path: The file that `tokenizers.Tokenizer.save` wrote, often named `tokenizer.json`, on the disk
+      or in a bucket.
 
   Returns:
     A tokenizer of as many ids as the file's vocabulary, added tokens included.
@@ -53,12 +55,14 @@ def json_tokenizer(path: str) -> Tokenizer:
     FileNotFoundError: If there is no such file.
     ValueError: If the file does not describe a tokenizer.
   """
-  if not pathlib.Path(path).is_file():
+  file = core.as_path(path)
+  if not file.is_file():
     raise FileNotFoundError(f'`path` of the tokenizer {path!r} does not exist.')
   import tokenizers
 
+  content = file.read_bytes()
   try:
-    inner = tokenizers.Tokenizer.from_file(str(path))
+    inner = tokenizers.Tokenizer.from_buffer(content)
   except Exception as error:  # The Rust library raises a bare Exception.
     raise ValueError(f'`path` {path!r} does not describe a tokenizer: {error}.') from error
 

@@ -23,7 +23,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     ValueError: If it holds anything else.
   """
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
+    value = json.loads(path.read_bytes())
   except ValueError as error:
     raise ValueError(f'{path} must be JSON: {error}') from error
   if not isinstance(value, dict):
@@ -51,7 +51,8 @@ def open_tensors(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
 
     def open_file(name):
       try:
-        return stack.enter_context(safetensors.safe_open(folder / name, framework='numpy'))
+        path = stack.enter_context(core.local_copy(folder / name))
+        return stack.enter_context(safetensors.safe_open(path, framework='numpy'))
       except safetensors.SafetensorError as error:
         raise ValueError(f'{folder / name} is no complete safetensors file: {error}') from error
 
@@ -86,5 +87,4 @@ def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
   """Writes a JSON object; until it is complete, a file of before stays."""
-  text = json.dumps(value, indent=2) + '\n'
-  core.replace_file(path, lambda part: part.write_text(text, encoding='utf-8'))
+  core.write_text(path, json.dumps(value, indent=2) + '\n')

@@ -78,7 +78,7 @@ def load_llama(
   References:
     Touvron et al., LLaMA, arXiv 2302.13971.
   """
-  folder = pathlib.Path(folder)
+  folder = core.as_path(folder)
   config = llama_config(folder, dtype=dtype, param_dtype=param_dtype)
   described = files.read_json(folder / files.CONFIG)
   tied = _get(described, 'tie_word_embeddings', False)
@@ -112,7 +112,7 @@ def llama_config(
     FileNotFoundError: If config.json is missing.
     ValueError: If it describes something that Transformer++ has not.
   """
-  described = files.read_json(pathlib.Path(folder) / files.CONFIG)
+  described = files.read_json(core.as_path(folder) / files.CONFIG)
   return _read_config(described, dtype=dtype, param_dtype=param_dtype)
 
 
@@ -133,7 +133,7 @@ def save_llama(
   Raises:
     ValueError: If the model is no Transformer++, or `folder` has the checkpoint of another one.
   """
-  folder = pathlib.Path(folder)
+  folder = core.as_path(folder)
   described = _write_config(model.config, model.embedding.dtype, max_length)
   _check_folder(folder, described)
   pure = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -141,7 +141,7 @@ def save_llama(
   for parameter in _parameters(model.config, tied=False):
     tensors |= _write_parameter(_find(pure, parameter.path), parameter)
   assert core.tree_size(tensors) == model.num_parameters()
-  folder.mkdir(parents=True, exist_ok=True)
+  core.make_folder(folder)
   files.write_json(folder / files.CONFIG, described)
   files.write_tensors(folder / files.WEIGHTS, tensors)
 

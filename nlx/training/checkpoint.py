@@ -1,13 +1,13 @@
 """Checkpoints: everything an exact resume needs, written beside the run."""
 
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from nlx import core
 from nlx.training.step import Params, TrainState
 
 
@@ -38,7 +38,7 @@ class Checkpoints:
     """Opens a folder of checkpoints.
 
     Args:
-      folder: Made if missing, unless `read_only`.
+      folder: On the disk or in a bucket; made if missing, unless `read_only`.
       keep: Checkpoints to keep, at least 1.
       read_only: Refuse to write.
 
@@ -47,7 +47,7 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(f'`keep` must be at least 1 checkpoint, got {keep}.')
-    self._folder = pathlib.Path(folder).absolute()
+    self._folder = core.real_path(folder)
     limits = {} if read_only else {'max_to_keep': keep, 'cleanup_tmp_directories': True}
     self._manager = ocp.CheckpointManager(
       self._folder,

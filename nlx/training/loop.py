@@ -1,7 +1,6 @@
 """The training loop: progress, evaluation, checkpoints and exact resume."""
 
 import os
-import pathlib
 import sys
 import time
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 from jax.sharding import NamedSharding
 from tqdm.auto import tqdm
 
+from nlx import core
 from nlx.core import checks
 from nlx.training import step as steps
 from nlx.training.checkpoint import Checkpoints
@@ -40,7 +40,7 @@ def train(
     task: What is learned.
     settings: For how long.
     state: The state before the first step; its buffers are given away.
-    workdir: Receives `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
+    workdir: Receives `checkpoints/`, `metrics.jsonl` and `tensorboard/`; may be in a bucket.
     sharding: How a batch lies over devices; None for the default device.
     hooks: Called at evaluations and on failure.
     meta: Saved beside every checkpoint, as JSON; the configuration, say.
@@ -58,7 +58,7 @@ def train(
   """
   for name, value in settings._asdict().items():
     checks.check_positive(name, value)
-  loop = _Loop(task, settings, pathlib.Path(workdir), sharding, hooks, meta or {})
+  loop = _Loop(task, settings, core.as_path(workdir), sharding, hooks, meta or {})
   try:
     return loop.run(state)
   finally:
@@ -241,6 +241,8 @@ class _Loop:
     self.synchronise()
     self.progress = self.progress._replace(wall_seconds=self.wall_seconds())
     meta = {**self.meta, 'progress': self.progress._asdict()}
+    if self.writer is not None:
+      self.writer.publish()  # A checkpoint is complete only once the rows before it are there.
     self.checkpoints.save(self.state, self.task.batches.get_state(), meta)
     self.timed_from = self.timed_from and time.perf_counter()
 
@@ -306,6 +308,8 @@ class _Loop:
 
   def close(self) -> None:
     self.watch.close()
-    if self.writer is not None:
-      self.writer.close()
-    self.checkpoints.close()
+    try:
+      if self.writer is not None:
+        self.writer.close()
+    finally:
+      self.checkpoints.close()

@@ -2,10 +2,11 @@
 
 import json
 import os
-import pathlib
 from typing import Any
 
 import tensorboardX
+
+from nlx import core
 
 Row = dict[str, Any]
 
@@ -20,10 +21,10 @@ def read_metrics(path: str | os.PathLike, up_to_step: int | None = None) -> list
   Returns:
     The rows in order, without a last line that a killed run left unfinished.
   """
-  path = pathlib.Path(path)
+  path = core.as_path(path)
   if not path.exists():
     return []
-  lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+  lines = path.read_bytes().decode('utf-8').splitlines(keepends=True)
   rows = [json.loads(line) for line in lines if line.endswith('\n')]
   return [row for row in rows if up_to_step is None or row['step'] <= up_to_step]
 
@@ -32,6 +33,10 @@ class MetricsWriter:
   """Appends rows to `metrics.jsonl` and to TensorBoard files in the same folder.
 
   Rows after the step at which a run resumes are removed first, so that no step is there twice.
+
+  On the disk a row is there once it is written. As nothing can be appended to a file in a bucket,
+  the files there are replaced by longer ones when `publish` is called, and a crash loses the rows
+  since. With a call before each checkpoint, a run that resumes writes all of those again.
   """
 
   def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
@@ -41,17 +46,17 @@ class MetricsWriter:
       folder: Where they lie; made if missing.
       resume_step: Completed steps of the run so far; 0 begins anew.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'metrics.jsonl'
-    kept = read_metrics(path, resume_step) if resume_step else []
-    temporary = path.with_suffix('.jsonl.tmp')
-    temporary.write_text(''.join(map(_line, kept)), encoding='utf-8')
-    os.replace(temporary, path)
+    folder = core.as_path(folder)
+    core.make_folder(folder)
+    kept = read_metrics(folder / 'metrics.jsonl', resume_step) if resume_step else []
+    self._mirror = core.Mirror(folder)
+    path = self._mirror.path / 'metrics.jsonl'
+    core.write_text(path, ''.join(map(_line, kept)))
     self._file = path.open('a', encoding='utf-8')
     self._board = tensorboardX.SummaryWriter(
-      str(folder / 'tensorboard'), purge_step=resume_step + 1
+      str(self._mirror.path / 'tensorboard'), purge_step=resume_step + 1
     )
+    self.publish()
 
   def write(self, step: int, values: Row) -> None:
     """Writes one row of numbers, texts and None; `step` counts completed steps."""
@@ -63,10 +68,16 @@ class MetricsWriter:
       add = self._board.add_text if isinstance(value, str) else self._board.add_scalar
       add(name, value, step)
 
+  def publish(self) -> None:
+    """Brings all rows so far to a folder in a bucket."""
+    self._board.flush()
+    self._mirror.publish()
+
   def close(self) -> None:
-    """Closes the files."""
+    """Closes the files, and publishes them."""
     self._file.close()
     self._board.close()
+    self._mirror.close()
 
 
 def _line(row: Row) -> str:

@@ -1,10 +1,14 @@
 """Files that are there as a whole or not at all."""
 
 import os
+import pathlib
+import sys
 
+import fsspec
 import pytest
 
 from nlx import core
+from tests.bucket import OBJECTS, WRITES
 
 
 def fill(text):
@@ -65,3 +69,115 @@ def test_file_can_be_read_by_whom_any_new_file_can(tmp_path):
 
   core.replace_file(tmp_path / 'file', write)
   assert (tmp_path / 'file').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_text_is_written_as_utf8(tmp_path):
+  core.write_text(tmp_path / 'file', 'naïve\n')
+  assert (tmp_path / 'file').read_bytes() == 'naïve\n'.encode()
+
+
+# ----- paths
+
+
+@pytest.mark.parametrize('path', ['runs/tiny', '/runs', '~/runs', '', 'a:b', pathlib.Path('runs')])
+def test_path_on_the_disk_is_that_of_pathlib(path):
+  assert repr(core.as_path(path)) == repr(pathlib.Path(path))
+
+
+@pytest.mark.parametrize('path', ['gs://bucket', 'gs://bucket/runs/tiny'])
+def test_path_in_a_bucket_keeps_its_name(bucket, path):
+  assert str(core.as_path(path)) == str(core.real_path(path)) == path
+  assert str(core.as_path(core.as_path(path)) / 'a.txt') == f'{path}/a.txt'
+
+
+@pytest.mark.parametrize('path', ['s3://bucket/run', 'file:///run', pathlib.Path('gs://bucket')])
+def test_path_elsewhere_is_an_error(path):
+  with pytest.raises(ValueError, match=f"must be on the disk or begin with gs://, got '{path}'"):
+    core.as_path(path)
+
+
+def test_bucket_without_the_library_for_it_is_an_error(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  with pytest.raises(ImportError, match="'gs://bucket/run' .* needs the extra `gcs`: make setup"):
+    core.as_path('gs://bucket/run')
+
+
+def test_real_path_has_no_links(tmp_path):
+  (tmp_path / 'link').symlink_to('file')
+  assert core.real_path(tmp_path / 'link') == tmp_path / 'file'
+
+
+def test_bucket_is_asked_every_time(bucket):
+  """Others write to it, too."""
+  core.as_path(bucket)
+  assert not fsspec.filesystem('gcs', finalize_on_close=True).dircache.use_listings_cache
+
+
+# ----- buckets
+
+
+def test_file_in_a_bucket_is_replaced_as_a_whole(bucket):
+  path = core.as_path(bucket) / 'run' / 'file'
+  core.make_folder(path.parent)
+  for text in ('old', 'new é'):
+    core.write_text(path, text)
+    assert path.read_bytes() == text.encode()
+  assert WRITES == 2 * ['bucket/run/file']
+
+
+def test_bucket_that_is_not_there_is_an_error(bucket):
+  with pytest.raises(FileNotFoundError, match="'gs://other/file' cannot be written: no such buck"):
+    core.write_text(core.as_path('gs://other/file'), 'text')
+
+
+def test_file_in_a_bucket_is_old_after_an_interrupt(bucket):
+  path = core.as_path(bucket) / 'file'
+  core.write_text(path, 'old')
+
+  def write(part):
+    part.write_text('half of')
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    core.replace_file(path, write)
+  assert path.read_bytes() == b'old'
+
+
+def test_local_copy_has_the_content_and_goes_away(bucket):
+  core.write_text(core.as_path(bucket) / 'file', 'text')
+  with core.local_copy(core.as_path(bucket) / 'file') as copy:
+    assert (copy.name, copy.read_text()) == ('file', 'text')
+  assert not copy.exists()
+
+
+def test_local_copy_of_a_file_on_the_disk_is_that_file(tmp_path):
+  with core.local_copy(tmp_path / 'file') as copy:
+    assert copy == tmp_path / 'file'
+
+
+def test_files_in_a_bucket_are_found_in_order(bucket):
+  for name in ('b.txt', 'a.txt', 'c.md', 'deep/d.txt', 'e.txt/f'):
+    core.write_text(core.as_path(bucket) / name, name)
+  assert core.find_files(f'{bucket}/*.txt') == [core.as_path(f'{bucket}/{x}.txt') for x in 'ab']
+  assert [str(path) for path in core.find_files(f'{bucket}/**/d*')] == [f'{bucket}/deep/d.txt']
+
+
+def test_mirror_copies_what_has_grown_to_a_bucket(bucket):
+  mirror = core.Mirror(core.as_path(bucket) / 'run')
+  (mirror.path / 'deep').mkdir()
+  grows = mirror.path / 'deep' / 'grows'
+  for path, text in ((grows, 'a'), (mirror.path / 'stays', 'b'), (grows, 'a, longer')):
+    path.write_text(text)
+    mirror.publish()
+  grows.write_text('a, longer still')
+  mirror.close()
+  assert [f'bucket/run/{x}' for x in ('deep/grows', 'stays', 'deep/grows', 'deep/grows')] == WRITES
+  assert OBJECTS['bucket/run/deep/grows'][0] == b'a, longer still'
+  assert not mirror.path.exists()
+
+
+def test_mirror_of_a_folder_on_the_disk_is_that_folder(tmp_path):
+  mirror = core.Mirror(tmp_path)
+  (mirror.path / 'file').write_text('text')
+  mirror.close()
+  assert (tmp_path / 'file').read_text() == 'text'

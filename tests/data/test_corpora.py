@@ -1,6 +1,6 @@
 import pytest
 
-from nlx import data
+from nlx import core, data
 
 
 def write(folder, name, content):
@@ -49,6 +49,20 @@ def test_pattern_descends_into_folders(tmp_path):
   (tmp_path / 'deep').mkdir()
   write(tmp_path / 'deep', 'a.txt', b'found')
   assert data.load_text(str(tmp_path / '**' / '*.txt')) == b'found'
+
+
+def test_text_in_a_bucket_is_read_as_on_the_disk(bucket):
+  for name in ('b.txt', 'a.txt', 'deep/c.txt'):
+    core.write_text(core.as_path(bucket) / name, name)
+  assert data.load_text(f'{bucket}/a.txt') == b'a.txt'
+  assert data.load_text(f'{bucket}/*.txt') == b'a.txt\nb.txt'
+  assert data.load_text(f'{bucket}/**/*.txt') == b'a.txt\nb.txt\ndeep/c.txt'
+
+
+@pytest.mark.parametrize('name', ['none.txt', 'none', '*.txt'])
+def test_missing_text_in_a_bucket_is_an_error(bucket, name):
+  with pytest.raises(FileNotFoundError, match='`corpus` .*gs://bucket/.* (does not exist|no file)'):
+    data.load_text(f'{bucket}/{name}')
 
 
 def test_split_is_nine_to_one_in_order():

@@ -1,7 +1,9 @@
+import pathlib
+
 import pytest
 import tokenizers
 
-from nlx import data
+from nlx import core, data
 
 
 def write_tokenizer(folder):
@@ -43,6 +45,12 @@ def test_bytes_per_token_counts_the_bytes_of_the_text(tmp_path):
   text.write_text('one two three ' * 50)
   corpus = data.load(str(text), data.tokenizer(write_tokenizer(tmp_path)))
   assert corpus.train.bytes_per_token == pytest.approx(14 / 3, rel=0.01)
+
+
+def test_json_tokenizer_is_read_from_a_bucket(tmp_path, bucket):
+  text = pathlib.Path(write_tokenizer(tmp_path)).read_text()
+  core.write_text(core.as_path(bucket) / 'tokenizer.json', text)
+  assert data.tokenizer(f'{bucket}/tokenizer.json').encode('three one').tolist() == [2, 0]
 
 
 def test_missing_tokenizer_file_is_an_error(tmp_path):

@@ -1,5 +1,7 @@
 """Runs that begin with the parameters of another run or of a Llama, and their levels."""
 
+import json
+import pathlib
 import shutil
 
 import jax
@@ -11,7 +13,9 @@ from flax import nnx
 
 from experiments import common, language_model, pretrained
 from experiments.configs import llama, lm
-from nlx import interop, training
+from nlx import core, interop, training
+from tests.bucket import OBJECTS
+from tests.experiments.test_train import FILES
 from tests.interop import problems
 
 PERIODS = (16, 32)
@@ -34,7 +38,9 @@ def stacked(folder, **changes):
 def save_tokenizer(folder, size):
   path = folder / 'tokenizer.json'
   vocabulary = {chr(33 + i): i for i in range(size)}
-  tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='!')).save(str(path))
+  inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token='!'))
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  inner.save(str(path))
   return str(path)
 
 
@@ -93,6 +99,24 @@ def test_stacked_run_trains_and_resumes_without_the_pretrained_one(finished, tmp
   assert len(params['blocks']['cms']['blocks']) == len(PERIODS)
 
 
+def test_run_in_a_bucket_needs_nothing_but_the_bucket(bucket, tmp_path, monkeypatch):
+  """Text, tokenizer and folder; a second run begins with its parameters."""
+  monkeypatch.chdir(tmp_path)
+  names = {'text/*.txt': 'data__corpus', 'tokenizer.json': 'data__tokenizer'}
+  tokenizer = pathlib.Path(save_tokenizer(tmp_path, 256)).read_text()
+  core.write_text(core.as_path(f'{bucket}/tokenizer.json'), tokenizer)
+  core.write_text(core.as_path(f'{bucket}/text/a.txt'), 'a ! b ' * 5_000)
+  places = {field: f'{bucket}/{name}' for name, field in names.items()}
+  config, workdir = smoke(stack__periods=PERIODS, **places), core.as_path(f'{bucket}/run')
+  summary = language_model.run(config, workdir)
+  assert {name.removeprefix('bucket/run/') for name in OBJECTS} >= FILES
+  assert json.loads((workdir / 'summary.json').read_bytes()) == summary
+  params = common.restore_params(common.create(common.read_config(workdir)), workdir)
+  second = smoke(pretrained=str(workdir), stack__periods=PERIODS, **places)
+  assert_equal(first_params(second, tmp_path), params)
+  assert {path.name for path in tmp_path.iterdir()} == {'tokenizer.json'}
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -138,6 +162,14 @@ def test_run_begins_with_a_llama(tmp_path, tokenizer):
   down = interop.load_llama(problems.LLAMA).blocks.cms.blocks[0].down.kernel[...]
   got = jnp.concatenate([blocks[i]['down']['kernel'] for i in range(2)], axis=1)
   np.testing.assert_array_equal(got, down)
+
+
+def test_llama_in_a_bucket_is_named_as_any_other(bucket, tmp_path):
+  interop.save_llama(interop.load_llama(problems.LLAMA), f'{bucket}/llama')
+  config, here = (llama.get_config(path) for path in (f'{bucket}/llama', str(problems.LLAMA)))
+  assert (config.name, config.model) == (here.name, here.model)
+  assert config.data.tokenizer == f'{bucket}/llama/tokenizer.json'
+  assert pretrained.is_llama(core.as_path(config.pretrained))
 
 
 def test_llama_needs_its_tokenizer(tmp_path):

@@ -138,6 +138,11 @@ def test_saved_model_loads_bit_for_bit(tmp_path, changes):
   assert loaded.config.norm_epsilon == 1e-5
 
 
+def test_llama_goes_through_a_bucket_bit_for_bit(bucket, llama):
+  save_llama(llama, f'{bucket}/llama')
+  assert_equal_parameters(load_llama(f'{bucket}/llama'), llama)
+
+
 def test_loaded_checkpoint_is_saved_bit_for_bit(tmp_path, llama):
   save_llama(llama, tmp_path)
   saved, original = load_tensors(tmp_path), load_tensors(problems.LLAMA)

@@ -33,6 +33,12 @@ def test_session_comes_back_from_its_file(config, make, tmp_path):
   assert {path.name for path in tmp_path.iterdir()} == {'session'}
 
 
+def test_session_comes_back_from_a_bucket(bucket):
+  path = f'{bucket}/session'
+  sessions.save(path, session(TRANSFORMER), META)
+  assert_equal(sessions.load(path, problems.make(TRANSFORMER), META), session(TRANSFORMER))
+
+
 def test_session_goes_on_from_its_file(tmp_path):
   sessions.save(tmp_path / 'session', session(HOPE))
   assert_equal(write(HOPE, sessions.load(tmp_path / 'session', problems.make(HOPE))), written(HOPE))

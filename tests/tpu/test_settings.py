@@ -90,7 +90,9 @@ def test_missing_settings_are_named(cloud):
   [
     ('BACKEND', 'gke', 'must be tpu or gce'),
     ('SHARED', '0', 'as 2 hosts share it'),
-    ('WORKDIR', 'gs://bucket/first', 'must be an absolute path (mount a bucket to use it)'),
+    ('WORKDIR', 'runs/first', 'must be an absolute path or gs://BUCKET/FOLDER'),
+    ('WORKDIR', 'gs://bucket', 'must be an absolute path or gs://BUCKET/FOLDER'),
+    ('WORKDIR', 'gs://bucket/', 'must be an absolute path or gs://BUCKET/FOLDER'),
     ('WORKDIR', '/mnt/my run', 'must end with the name of the run'),
     ('TPU_NAME', 'My_TPU', 'must be small letters'),
     ('HOSTS', 'two', 'must be a whole number'),
@@ -102,6 +104,15 @@ def test_wrong_settings_are_refused_before_any_call(tpu, setting, value, message
   tpu.set(**{setting: value})
   assert message in tpu.run('run', CONFIG, code=1)
   assert not tpu.calls()
+
+
+def test_folder_in_a_bucket_is_shared(tpu):
+  tpu.set(WORKDIR='gs://bucket/runs/first', SHARED='')
+  tpu.answer_as(up=True)
+  tpu.run('run', CONFIG)
+  assert 'host.sh start first' in ' '.join(tpu.calls()[-1])
+  assert '--workdir=gs://bucket/runs/first' in ' '.join(tpu.calls()[-1])
+  assert 'gcloud' in tpu.run('resume', CONFIG, DRY_RUN='1')
 
 
 def test_settings_of_the_environment_come_first(tpu):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from nlx import parallel, training
+from nlx import core, parallel, training
 from tests.training import standin
 
 TX = optax.adam(0.1)
@@ -225,6 +225,27 @@ def test_folder_without_a_readable_checkpoint_is_an_error(tmp_path, quiet):
   damage(tmp_path, 1)
   with pytest.raises(training.CheckpointError, match=r'None of the checkpoints \[1\].*step 1: '):
     restore(tmp_path, make_state())
+
+
+def test_checkpoints_in_a_bucket_come_back_and_are_limited(bucket):
+  folder = core.as_path(bucket) / 'run'
+  save(folder, [1, 2, 3], keep=2)
+  checkpoints = training.Checkpoints(folder, read_only=True)
+  assert checkpoints.steps() == [2, 3]
+  restored = checkpoints.restore(make_state())
+  checkpoints.close()
+  assert (restored.data, restored.unreadable) == ({'next_index': 3}, {})
+  for found, expected in zip(numbers(restored.state), numbers(make_state(3, seed=3)), strict=True):
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_checkpoint_in_a_bucket_that_was_not_completed_is_replaced(bucket):
+  folder = core.as_path(bucket) / 'run'
+  save(folder, [1, 2])
+  (folder / '2' / 'commit_success.txt').unlink()  # As if killed before the end of the save.
+  assert int(restore(folder, make_state()).state.step) == 1
+  save(folder, [2])
+  assert int(restore(folder, make_state()).state.step) == 2
 
 
 def test_keep_below_one_is_an_error(tmp_path):

@@ -1,6 +1,13 @@
 import pytest
 
-from nlx import training
+from nlx import core, training
+
+
+@pytest.fixture(params=['disk', 'bucket'])
+def folder(request, tmp_path):
+  if request.param == 'disk':
+    return tmp_path
+  return core.as_path(request.getfixturevalue('bucket')) / 'run'
 
 
 def write(folder, steps, resume_step=0, **values):
@@ -14,9 +21,9 @@ def rows(folder):
   return training.read_metrics(folder / 'metrics.jsonl')
 
 
-def test_metrics_round_trip(tmp_path):
-  write(tmp_path, [1], loss=0.5, sample='é\n', speed=None)
-  assert rows(tmp_path) == [{'step': 1, 'loss': 0.5, 'sample': 'é\n', 'speed': None}]
+def test_metrics_round_trip(folder):
+  write(folder, [1], loss=0.5, sample='é\n', speed=None)
+  assert rows(folder) == [{'step': 1, 'loss': 0.5, 'sample': 'é\n', 'speed': None}]
 
 
 def test_metrics_are_there_before_the_file_is_closed(tmp_path):
@@ -26,16 +33,28 @@ def test_metrics_are_there_before_the_file_is_closed(tmp_path):
   writer.close()
 
 
-def test_metrics_after_the_resumed_step_are_removed(tmp_path):
-  write(tmp_path, [10, 20, 30])
-  write(tmp_path, [30, 40], resume_step=20)
-  assert [row['step'] for row in rows(tmp_path)] == [10, 20, 30, 40]
+def test_metrics_are_in_a_bucket_when_they_are_published(bucket):
+  folder = core.as_path(bucket) / 'run'
+  writer = training.MetricsWriter(folder)
+  writer.write(1, {'loss': 1.0})
+  assert rows(folder) == []
+  writer.publish()
+  assert len(rows(folder)) == 1
+  writer.write(2, {'loss': 1.0})
+  writer.close()
+  assert len(rows(folder)) == 2
 
 
-def test_metrics_of_a_new_run_replace_those_of_one_without_checkpoint(tmp_path):
-  write(tmp_path, [10, 20])
-  write(tmp_path, [10])
-  assert [row['step'] for row in rows(tmp_path)] == [10]
+def test_metrics_after_the_resumed_step_are_removed(folder):
+  write(folder, [10, 20, 30])
+  write(folder, [30, 40], resume_step=20)
+  assert [row['step'] for row in rows(folder)] == [10, 20, 30, 40]
+
+
+def test_metrics_of_a_new_run_replace_those_of_one_without_checkpoint(folder):
+  write(folder, [10, 20])
+  write(folder, [10])
+  assert [row['step'] for row in rows(folder)] == [10]
 
 
 def test_metrics_survive_a_row_that_was_cut_off(tmp_path):
@@ -46,13 +65,13 @@ def test_metrics_survive_a_row_that_was_cut_off(tmp_path):
   assert [row['step'] for row in rows(tmp_path)] == [10, 20, 30]
 
 
-def test_metrics_of_a_missing_file_are_empty(tmp_path):
-  assert rows(tmp_path) == []
+def test_metrics_of_a_missing_file_are_empty(folder):
+  assert rows(folder) == []
 
 
-def test_metrics_go_to_tensorboard_too(tmp_path):
-  write(tmp_path, [1], val_loss=0.5)
-  files = list((tmp_path / 'tensorboard').iterdir())
+def test_metrics_go_to_tensorboard_too(folder):
+  write(folder, [1], val_loss=0.5)
+  files = list((folder / 'tensorboard').iterdir())
   assert len(files) == 1
   assert b'val_loss' in files[0].read_bytes()
 

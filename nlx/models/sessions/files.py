@@ -49,7 +49,7 @@ def save(path: str | os.PathLike, session: Session, meta: dict[str, Any] | None 
       file.writelines((MAGIC, digest, body))
 
   # What a link points to is replaced, not the link.
-  core.replace_file(pathlib.Path(os.path.realpath(path)), write_parts)
+  core.replace_file(core.real_path(path), write_parts)
 
 
 def load(
@@ -84,7 +84,7 @@ def load(
     >>> bool((loaded.logits == session.logits).all())
     True
   """
-  content = _read(pathlib.Path(path))
+  content = _read(core.as_path(path))
   if meta is not None:
     saved, expected = json.loads(content['meta']), json.loads(json.dumps(meta))
     difference = core.first_difference(saved, expected)
