@@ -159,14 +159,16 @@ def summary(initial: list[float], table: np.ndarray, streams: np.ndarray) -> dic
 
 def plot(curves: dict[str, list[np.ndarray]]) -> Figure:
   """Bits per byte on each domain after each phase, the mean over seeds."""
-  figure = Figure(figsize=(10, 3.2), layout='constrained')
+  figure = Figure(figsize=(10, 3.8), layout='constrained')
+  styles = ('-', '--', '-.', ':', (0, (5, 1)), (0, (1, 3)))
   for j, (axes, domain) in enumerate(zip(figure.subplots(1, len(DOMAINS)), DOMAINS, strict=True)):
-    for (name, tables), style in zip(curves.items(), ('-', '--', '-.', ':'), strict=False):
+    for (name, tables), style in zip(curves.items(), styles[: len(curves)], strict=True):
       scores = np.asarray(tables)[:, :, j]
       phases = np.arange(1, scores.shape[1] + 1)
       axes.plot(phases, scores.mean(axis=0), linestyle=style, marker='.', label=name)
     axes.set(title=domain.replace('_', ' '), xlabel='phase')
     axes.grid(alpha=0.3)
   figure.axes[0].set_ylabel('bits per byte')
-  figure.axes[0].legend(fontsize='small')
+  handles, labels = figure.axes[0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside lower center', ncols=3, fontsize='small')
   return figure
