@@ -17,6 +17,7 @@ from experiments.studies import (
   minute,
   second_reading,
   short_run,
+  what_is_forgotten,
 )
 from nlx import data, models, training
 
@@ -154,3 +155,14 @@ def test_digits_model_learns():
   curves = digits.train(sizes, {'AdamW': 1e-2}, 0, digits.load(), digits.NUM_TRAIN)
   losses = [loss.mean() for loss in curves['AdamW'].losses]
   assert losses[2] < losses[1] < losses[0]
+
+
+@pytest.mark.parametrize('family', ['hope', 'transformer'])
+def test_what_is_put_back_is_all_of_a_part_and_every_weight_is_in_one(family):
+  params = common.create(short_run.small(family, smoke=True, steps=2)).params
+  zeros, ones = (jax.tree.map(lambda x, v=v: v, params) for v in (0, 1))
+  parts = [
+    what_is_forgotten.put_back(zeros, ones, places) for places in what_is_forgotten.PARTS.values()
+  ]
+  assert all(any(jax.tree.leaves(part)) for part in parts)
+  assert set(jax.tree.leaves(jax.tree.map(lambda *counts: sum(counts), *parts))) == {1}
