@@ -3,10 +3,12 @@
 import functools
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import optax
 
 from experiments import common, pretrained, report
 from nlx import data, levels, models, parallel, training
@@ -49,13 +51,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   return summary
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+def make_mesh(
+  config: ml_collections.ConfigDict, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
   """Returns the mesh; every microbatch must divide evenly over its `data` and `fsdp` axes."""
-  mesh = parallel.make_mesh(**{axis: config.mesh[axis] for axis in parallel.AXES})
-  devices = math.prod(mesh.shape[axis] for axis in parallel.BATCH)
-  if config.data.batch_size % (devices * config.training.accumulation):
+  sizes = {axis: config.mesh[axis] for axis in parallel.AXES}
+  mesh = parallel.make_mesh(**sizes, slices=config.mesh.slices or None, devices=devices)
+  shares = math.prod(mesh.shape[axis] for axis in parallel.BATCH)
+  if config.data.batch_size % (shares * config.training.accumulation):
     raise ValueError(
-      f'`data.batch_size` must be a multiple of the {devices} devices of the `data` and `fsdp` '
+      f'`data.batch_size` must be a multiple of the {shares} devices of the `data` and `fsdp` '
       f'axes times `training.accumulation` {config.training.accumulation}, '
       f'got {config.data.batch_size}.'
     )
@@ -82,6 +87,24 @@ def make_task(
     'process_index': jax.process_index(),
     'process_count': jax.process_count(),
   }
+  tx, schedule = make_optimizer(config)
+  return training.Task(
+    loss_fn=common.loss_fn(language.graph),
+    tx=tx,
+    schedule=schedule,
+    batches=data.train_batches(
+      corpus.train.tokens, seed=config.seed, sampling=config.data.sampling, **batches
+    ),
+    validation=data.validation_batches(corpus.validation, context=corpus.train.tokens, **batches),
+    train_bytes_per_token=corpus.train.bytes_per_token,
+    validation_bytes_per_token=corpus.validation.bytes_per_token,
+  )
+
+
+def make_optimizer(
+  config: ml_collections.ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Returns the optimizer, and its learning rate by step."""
   options = config.optimizer
   schedule = functools.partial(
     training.warmup_cosine,
@@ -100,17 +123,7 @@ def make_task(
     clip_norm=options.clip_norm,
     **named,
   )
-  return training.Task(
-    loss_fn=common.loss_fn(language.graph),
-    tx=tx,
-    schedule=schedule(options.learning_rate),
-    batches=data.train_batches(
-      corpus.train.tokens, seed=config.seed, sampling=config.data.sampling, **batches
-    ),
-    validation=data.validation_batches(corpus.validation, context=corpus.train.tokens, **batches),
-    train_bytes_per_token=corpus.train.bytes_per_token,
-    validation_bytes_per_token=corpus.validation.bytes_per_token,
-  )
+  return tx, schedule(options.learning_rate)
 
 
 def make_hooks(

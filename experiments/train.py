@@ -2,11 +2,11 @@
 
   python -m experiments.train --config=experiments/configs/lm.py:hope-tiny --workdir=runs/tiny
 
-Any setting can be given on the command line, as in `--config.optimizer.learning_rate=1e-3`.
+Any setting can be given on the command line, as in `--config.optimizer.learning_rate=1e-3`. Folders
+and files may be in a bucket, as in `--workdir=gs://bucket/run`, with the extra `gcs`.
 """
 
 import json
-import pathlib
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; made if missing.', required=True
+  'workdir', None, 'Folder of the run, or gs://BUCKET/FOLDER; made if missing.', required=True
 )
 
 
@@ -24,10 +24,11 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'Unknown arguments: {argv[1:]}')
   # Here, so that --help need not wait for JAX.
   from experiments import common, language_model
-  from nlx import training
+  from nlx import core, training
 
-  config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+  config, workdir = _CONFIG.value, core.as_path(_WORKDIR.value)
   common.start(config)
+  common.join(config)
   try:
     summary = language_model.run(config, workdir)
   except training.Preempted as end:

@@ -54,6 +54,8 @@ SIZES = {
   '1b': {'model_dim': 2048, 'num_layers': 24, 'num_heads': 32, 'parameters': 1_210_000_000},
 }
 DTYPES = {'smoke': 'float32', 'tiny': 'float32'}  # bfloat16 for the others.
+# What the backward pass computes anew, see `LanguageModelConfig`; layers in the others.
+REMAT = {'smoke': 'chunks', 'tiny': 'chunks', '30m': 'chunks'}
 
 # Widths of memories and MLP blocks, and the periods in tokens at which they update.
 LEVELS = {
@@ -104,14 +106,17 @@ STACK = {
   'meta': 'full',  # Or first, detached.
 }
 
+# Fields of a model that say how it is computed, not what: a run goes on with other ones.
+MEANS = ('remat', 'implementation')
+
 # Steps, sequences per step, tokens per sequence, peak learning rate, warm-up steps.
 RUNS = {
   'smoke': (4, 2, 64, 3e-3, 1),
   'tiny': (500, 2, 512, 1.6e-2, 30),
   '30m': (400, 16, 2048, 1e-3, 40),
-  '340m': (28_610, 128, 4096, 1e-3, 1000),
-  '760m': (57_220, 128, 4096, 7e-4, 1000),
-  '1b': (190_735, 128, 4096, 5e-4, 2000),
+  '340m': (28_610, 128, 4096, 4e-4, 1000),
+  '760m': (57_220, 128, 4096, 4e-4, 1000),
+  '1b': (190_735, 128, 4096, 4e-4, 2000),
 }
 
 # Options of the optimizers by name; `--config.optimizer.name=m3 --config.optimizer.m3.decay=0.9`.
@@ -181,9 +186,10 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     'temperature': 0.8,
     'top_k': config_dict.placeholder(int),
   }
-  config.mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'cpu_devices': 0}  # 0 CPU devices: as found.
-  # Of one run; 0 where the cluster says, as Cloud TPU and SLURM do.
-  config.processes = {'count': 1, 'index': 0, 'coordinator': ''}
+  # -1: what the other axes leave. 0: as found; see `nlx.parallel.make_mesh`.
+  config.mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'slices': 0, 'cpu_devices': 0}
+  # Of one run; 0 where the cluster says, as Cloud TPU and SLURM do. Seconds until one is lost.
+  config.processes = {'count': 1, 'index': 0, 'coordinator': '', 'heartbeat_timeout': 100}
   _adapt(config, family, size)
   return config
 
@@ -210,6 +216,7 @@ def _model(family: str, size: str) -> dict[str, Any]:
   dtype = DTYPES.get(size, 'bfloat16')
   fields: dict[str, Any] = {'family': family, **SIZES[size], 'dtype': dtype}
   fields['cms_hidden'] = config_dict.placeholder(int)  # Overrides `parameters`.
+  fields['remat'] = REMAT.get(size, 'layers')  # Or none, chunks, layers_but_dots.
   levels = LEVELS.get(size, LARGE_LEVELS)
   if family == 'hope':
     fields.update(levels, rule=RULE, **SELF_MODIFICATION)

@@ -20,12 +20,14 @@ from nlx import models, parallel
 
 TITLE = 'Every model on eight devices'
 CAPTION = (
-  'Loss and gradient of `lm.py:MODEL-smoke` on 8 sequences of 128 tokens, in float32 on eight '
-  'devices that one CPU pretends to be, against one device. `loss` and `gradient` are the largest '
-  'absolute differences. `share` is the part of all parameters that one device holds. '
-  '`within loops` counts the communications that the compiled program has inside of its loops, '
-  'over layers as well as over time.'
+  'Loss and gradient of `lm.py:MODEL-smoke`, but of three layers, on 8 sequences of 128 tokens, in '
+  'float64 on eight devices that one CPU pretends to be, against one device; a mesh is data x fsdp '
+  'x model. `loss` and `gradient` are the largest absolute differences. `share` is the part of all '
+  'parameters that one device holds. `within loops` counts the communications that the compiled '
+  'program has inside of its loops, over layers as well as over time.'
 )
+LAYERS = 3  # Two of which are the steps of a loop.
+DOUBLE = {'dtype': 'float64', 'param_dtype': 'float64'}  # A difference is more than rounding.
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
 
@@ -43,16 +45,23 @@ SMOKE = Sizes(('linear_attention',), ((2, 4, 1),))
 def run(sizes: Sizes) -> Found:
   """Returns a row for each model and mesh; compares in a process that has eight devices."""
   command = [sys.executable, '-m', 'experiments.studies.meshes', json.dumps(sizes)]
-  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'}
+  devices = {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'}
   result = subprocess.run(
-    command, cwd=provenance.ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    command,
+    cwd=provenance.ROOT,
+    env={**os.environ, **devices},
+    check=True,
+    stdout=subprocess.PIPE,
+    text=True,
   )
   return Found([json.loads(line) for line in result.stdout.splitlines()], None)
 
 
 def compare(family: str, meshes: list[list[int]]) -> list[dict[str, Any]]:
   """A row for each mesh."""
-  config = common.make_model_config(lm.get_config(f'{family}-smoke').model, 256)
+  fields = lm.get_config(f'{family}-smoke').model
+  fields.update(num_layers=LAYERS, parameters=LAYERS * fields.parameters, **DOUBLE)
+  config = common.make_model_config(fields, 256)
   graph, params = nnx.split(models.create(config, rngs=nnx.Rngs(0)), nnx.Param)
   params, loss_fn = nnx.as_pure(params), common.loss_fn(graph)
   tokens = jax.random.randint(jax.random.key(1), (8, 129), 0, 256)

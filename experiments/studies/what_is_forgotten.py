@@ -1,5 +1,6 @@
 """Which weights hold what a language model forgets of a domain of text."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +46,7 @@ def run(sizes: Sizes) -> Found:
   rows = []
   for name in sizes.models:
     key = (name, sizes)
-    rows += short_run.remember('what_is_forgotten', key, lambda name=name: measure(sizes, name))
+    rows += short_run.remember('what_is_forgotten', key, functools.partial(measure, sizes, name))
     print(rows[-1], flush=True)
   return Found(rows, None)
 

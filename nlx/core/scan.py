@@ -13,6 +13,7 @@ def scan_chunks(
   xs: Any,
   *,
   remat: bool = False,
+  policy: Callable[..., Any] | None = None,
 ) -> tuple[Any, Any]:
   """`jax.lax.scan`, rematerialised on request, that calls the body directly for a single step.
 
@@ -24,12 +25,13 @@ def scan_chunks(
     carry: The first carry.
     xs: A pytree with a common leading axis, at least 1 long.
     remat: Whether the backward pass recomputes each step from its carry.
+    policy: What of a step it keeps all the same, of `jax.checkpoint_policies`; nothing if None.
 
   Returns:
     The last carry, and the outputs stacked along a leading axis.
   """
   length = jax.tree.leaves(xs)[0].shape[0]
-  body = jax.checkpoint(body, prevent_cse=False) if remat else body
+  body = jax.checkpoint(body, prevent_cse=False, policy=policy) if remat else body
   if length == 1:
     carry, y = body(carry, jax.tree.map(lambda x: x[0], xs))
     return carry, jax.tree.map(lambda y: jnp.asarray(y)[None], y)

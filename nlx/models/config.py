@@ -11,6 +11,8 @@ from nlx import core
 from nlx.cms import CMSConfig
 from nlx.levels import META_GRADIENTS
 
+REMAT = ('none', 'chunks', 'layers_but_dots', 'layers')  # From the most memory to the least.
+
 
 class MixerConfig(Protocol):
   """What a sequence mixer is made of; `nlx.memories` and `nlx.models` have several.
@@ -54,9 +56,11 @@ class LanguageModelConfig:
     num_layers: L.
     meta: How the outer gradient passes inner updates, see `nlx.levels.nest`.
     truncate: Cut it at every n-th update of a level; None for never.
-    remat: Whether the backward pass recomputes every base chunk of blocks that learn in context
-      from its start. It saves memory and, where that is what bounds the speed, time. Without such
-      blocks memories recompute chunks of their own, and attention nothing.
+    remat: What the backward pass computes anew and therefore does not keep. 'none': nothing.
+      'chunks': every base chunk of blocks that learn in context, from its start; without such
+      blocks memories recompute chunks of their own, and attention nothing. 'layers': every layer
+      as well, from what enters it. 'layers_but_dots': the same but for products with slow weights.
+      No outputs or gradients depend on it.
     norm_epsilon: Under the root of the norms of blocks and head; mixers have their own.
     dtype: Of slow matrix products.
     param_dtype: Of parameters and fast state.
@@ -69,13 +73,14 @@ class LanguageModelConfig:
   num_layers: int
   meta: str = 'full'
   truncate: int | None = None
-  remat: bool = True
+  remat: str = 'chunks'
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   def __post_init__(self):
     core.check_choice('meta', self.meta, META_GRADIENTS)
+    core.check_choice('remat', self.remat, REMAT)
     for name in ('vocab_size', 'num_layers'):
       core.check_positive(name, getattr(self, name))
     core.check_above_zero('norm_epsilon', self.norm_epsilon)

@@ -10,11 +10,13 @@ from nlx.memories.self_modifying import SelfModifyingConfig
 from nlx.models.config import LanguageModelConfig, MixerConfig
 
 _DTYPES = ('dtype', 'param_dtype')
-_SHARED = ('model_dim', *_DTYPES)
+_SHARED = ('model_dim', 'remat', *_DTYPES)
 
 
 def split_options(config_class: type, options: dict[str, Any]) -> tuple[dict, dict]:
-  """Options that are fields of a mixer's configuration, and the rest; widths and dtypes are both.
+  """Options that are fields of a mixer's configuration, and the rest; some are both.
+
+  Those are the width, the dtypes, and what is recomputed: memories recompute chunks or not.
 
   Args:
     config_class: The dataclass of the mixer.
@@ -25,6 +27,8 @@ def split_options(config_class: type, options: dict[str, Any]) -> tuple[dict, di
   """
   names = {field.name for field in dataclasses.fields(config_class)}
   own = {name: value for name, value in options.items() if name in names}
+  if 'remat' in own:
+    own['remat'] = own['remat'] != 'none'
   rest = {name: v for name, v in options.items() if name not in names or name in _SHARED}
   return own, rest
 
@@ -85,7 +89,7 @@ def hope(
   chunk_size: int = 16,
   projection_chunk_size: int = 64,
   memory_hidden: int = 64,
-  remat: bool = True,
+  remat: str = 'chunks',
   **options: Any,
 ) -> LanguageModelConfig:
   """HOPE: self-modifying Titans followed by a continuum memory system.
@@ -101,8 +105,8 @@ def hope(
     projection_chunk_size: Tokens between updates of the memories that generate keys, values and
       gates.
     memory_hidden: F of the memories.
-    remat: Whether the backward pass recomputes every base chunk from its start; every projection
-      chunk without in-context levels.
+    remat: What the backward pass recomputes, see `LanguageModelConfig`; the chunks of the memories
+      are projection chunks.
     **options: Other fields of `LanguageModelConfig` and `SelfModifyingConfig`, and of `CMSConfig`
       with `cms_` before their names.
 
@@ -121,7 +125,7 @@ def hope(
     memory_hidden=memory_hidden,
     chunk_size=chunk_size,
     projection_chunk_size=projection_chunk_size,
-    remat=remat and not any(cms_periods),
+    remat=remat != 'none' and not any(cms_periods),
     **own,
   )
   return around(

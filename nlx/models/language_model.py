@@ -17,6 +17,12 @@ from nlx.models.description import level_infos
 from nlx.models.losses import head_losses
 from nlx.models.streaming import Chunk, StreamState, Text
 
+# What layers keep for the backward pass if they are recomputed.
+KEPT = {
+  'layers': jax.checkpoint_policies.nothing_saveable,
+  'layers_but_dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 
 class Block(nnx.Module):
   """x + mixer(norm(x)), then the continuum memory system, Eqs. 94-97."""
@@ -145,20 +151,28 @@ class LanguageModel(nnx.Module):
     mixer, mixer_params = nnx.split(self.blocks.mixer)
     cms, cms_params = nnx.split(self.blocks.cms)
 
-    def cms_then_next_mixer(x, inputs):
-      cms_params, fast, mixer_params, state = inputs
-      x = nnx.merge(cms, cms_params)(x, fast, mask)
-      return mix(nnx.merge(mixer, mixer_params), parallel.constrain_batch(x), state)
+    def mix_with(x, inputs):
+      params, state = inputs
+      return mix(nnx.merge(mixer, params), x, state)
 
+    def cms_then_next_mixer(x, inputs):
+      cms_params, fast, *mixer_inputs = inputs
+      x = nnx.merge(cms, cms_params)(x, fast, mask)
+      return mix_with(parallel.constrain_batch(x), mixer_inputs)
+
+    policy = KEPT.get(self.config.remat)
+    remat = policy is not None
+    mix_first = jax.checkpoint(mix_with, policy=policy) if remat else mix_with
     embedding = core.constrain(self.embedding[...], {1: None})  # Tokens are divided, not D.
     x = jnp.take(embedding, tokens, axis=0).astype(self.config.dtype)
     x = parallel.constrain_batch(x)
-    x, first = mix(nnx.merge(mixer, _layer(mixer_params, 0)), x, carry.first)
+    x, first = mix_first(x, (_layer(mixer_params, 0), carry.first))
     rest = carry.rest
     if self.config.num_layers > 1:
       up_to_last = jax.tree.map(lambda x: x[:-1], (cms_params, fast))
       from_second = jax.tree.map(lambda x: x[1:], mixer_params)
-      x, rest = core.scan_chunks(cms_then_next_mixer, x, (*up_to_last, from_second, rest))
+      inputs = (*up_to_last, from_second, rest)
+      x, rest = core.scan_chunks(cms_then_next_mixer, x, inputs, remat=remat, policy=policy)
     x = nnx.merge(cms, _layer(cms_params, -1))(x, _layer(fast, -1), mask)
     return self.norm(x), Carry(first, rest)
 
@@ -252,7 +266,7 @@ class LanguageModel(nnx.Module):
       chunk=size,
       meta=config.meta,
       truncate=config.truncate,
-      remat=config.remat,
+      remat=config.remat != 'none',
       begin=None if starts is None else begin,
     )
     if starts is not None:

@@ -160,13 +160,14 @@ def read_many(
     return jax.lax.dynamic_update_slice_in_dim(grid, new, state.phase, axis=1)
 
   grid = Text(*map(lay, (state.buffer, state.learns), text))
+  shape = (batch_size, size, model.config.vocab_size)
+  dtype = jnp.promote_types(model.config.dtype, jnp.float32)
 
   def one_chunk(state, begin):
     cut = lambda x: jax.lax.dynamic_slice_in_dim(x, begin, size + 1, axis=1)  # noqa: E731
     piece, valid = Text(*map(cut, grid)), jnp.clip(total - begin, 0, size)
     read = lambda state: _read_chunk(model, piece, valid, total - begin > size, state)  # noqa: E731
-    shape = jax.eval_shape(read, state)[0]
-    skip = lambda state: (jnp.zeros(shape.shape, shape.dtype), state)  # noqa: E731
+    skip = lambda state: (jnp.zeros(shape, dtype), state)  # noqa: E731
     logits, state = jax.lax.cond(valid > 0, read, skip, state)
     return state, logits
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nlx import core
+from tests.compiling import temp_bytes
 
 
 def body(carry, x):
@@ -50,8 +51,7 @@ def test_scan_chunks_with_remat_keeps_only_the_carries():
     return jnp.sum(core.scan_chunks(wide, carry, xs, remat=remat)[0])
 
   def memory(remat):
-    gradient = jax.jit(jax.grad(lambda *args: loss(remat, *args)))
-    return gradient.lower(*inputs(256)).compile().memory_analysis().temp_size_in_bytes
+    return temp_bytes(jax.grad(lambda *args: loss(remat, *args)), *inputs(256))
 
   assert memory(True) < memory(False) / 10
 

@@ -22,6 +22,14 @@ def test_resume_may_change_how_long_and_how_often(tmp_path):
   assert common.read_config(tmp_path).training.steps == 10_000
 
 
+def test_resume_may_change_how_the_model_is_computed(tmp_path):
+  common.write_config(lm.get_config('hope-tiny'), tmp_path)
+  config = lm.get_config('hope-tiny')
+  config.model.remat = 'layers'
+  common.write_config(config, tmp_path)
+  assert common.read_config(tmp_path).model.remat == 'layers'
+
+
 @pytest.mark.parametrize(
   ('section', 'key', 'value', 'message'),
   [
@@ -42,6 +50,13 @@ def test_folder_of_another_model_is_an_error(tmp_path):
   common.write_config(lm.get_config('hope-tiny'), tmp_path)
   with pytest.raises(ValueError, match='holds another run: `model.adaptive` was'):
     common.write_config(lm.get_config('transformer-tiny'), tmp_path)
+
+
+def test_several_processes_without_a_coordinator_are_an_error():
+  config = lm.get_config('hope-tiny')
+  config.processes.count = 2
+  with pytest.raises(ValueError, match='must be given together, .* got 2, 0 and None'):
+    common.join(config)
 
 
 def test_folder_without_a_run_is_an_error(tmp_path):

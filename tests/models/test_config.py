@@ -96,6 +96,7 @@ def test_config_is_hashable_and_equal_by_value():
     ),
     ({'chunk_size': 0}, '`chunk_size` must be an integer of at least 1, got 0'),
     ({'memory_hidden': 0}, '`memory_hidden` must be an integer of at least 1, got 0'),
+    ({'remat': True}, r"`remat` must be one of \['chunks', .*'none'\], got True"),
     ({'meta': 'second'}, r"`meta` must be one of \['detached', 'first', 'full'\], got 'second'"),
     ({'rate_gate': 'relu'}, "`rate_gate` must be one of .*'sigmoid'.*, got 'relu'"),
     ({'reads': 'late'}, r"`reads` must be one of \['chunk', 'token'\], got 'late'"),

@@ -1,5 +1,8 @@
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 
@@ -40,3 +43,75 @@ def test_replicated_keeps_whole_copies():
 def test_sizes_that_do_not_fit_are_an_error(sizes, message):
   with pytest.raises(ValueError, match=message):
     parallel.make_mesh(**sizes)
+
+
+# ----- slices
+
+
+@dataclass(frozen=True)
+class Host:
+  """A device of another kind; a CPU knows of no slices."""
+
+  id: int
+  process_index: int
+  platform: str = 'cpu'
+  device_kind: str = 'cpu'
+
+
+@dataclass(frozen=True)
+class Slice:
+  """One that does."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  platform: str = 'gpu'
+  device_kind: str = 'GPU'
+
+
+HOSTS = [Host(i, i // 2) for i in range(8)]
+# Of four processes; ids do not follow the slices.
+SLICES = [Slice(i, i // 2, i % 2) for i in range(8)]
+
+
+def test_slices_divide_the_axis_of_the_data():
+  mesh = parallel.make_mesh(fsdp=2, model=2, devices=SLICES)
+  assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'model': 2}
+  assert set(mesh.axis_types) == {AxisType.Auto}
+  found = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  np.testing.assert_array_equal(found, np.broadcast_to([[[0]], [[1]]], (2, 2, 2)))
+
+
+def test_devices_of_one_slice_are_next_to_each_other_in_the_axis_of_the_data():
+  mesh = parallel.make_mesh(slices=2, model=2, devices=SLICES)
+  assert [device.slice_index for device in mesh.devices[:, 0, 0]] == [0, 0, 1, 1]
+
+
+def test_slices_that_devices_do_not_know_of_are_processes():
+  mesh = parallel.make_mesh(fsdp=2, slices=4, devices=HOSTS)
+  found = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  np.testing.assert_array_equal(found[..., 0], [[0, 0], [1, 1], [2, 2], [3, 3]])
+
+
+def test_devices_of_several_slices_may_be_taken_for_one():
+  mesh = parallel.make_mesh(data=1, fsdp=8, slices=1, devices=SLICES)
+  assert list(mesh.devices.flat) == SLICES
+
+
+@pytest.mark.parametrize(
+  ('devices', 'options', 'message'),
+  [
+    (SLICES, {'slices': 4}, '`slices` must be 1 or the 2 slices of the devices, got 4'),
+    (HOSTS, {'slices': 2}, '`slices` must be 1 or the 4 processes of the devices, got 2'),
+    (SLICES, {'slices': 0}, '`slices` must be an integer of at least 1, got 0'),
+    (SLICES, {'fsdp': 8}, '`data` must be a multiple of `slices`, got 1 and 2'),
+  ],
+)
+def test_slices_that_do_not_fit_are_an_error(devices, options, message):
+  with pytest.raises(ValueError, match=message):
+    parallel.make_mesh(devices=devices, **options)
+
+
+def test_mesh_takes_devices_of_its_own():
+  devices = jax.devices()[4:]
+  assert list(parallel.make_mesh(devices=devices).devices.flat) == devices

@@ -13,7 +13,7 @@ from tests.training.run_standin import Signalling
 
 def main(workdir, steps, port, index, count, batch):
   parallel.start_processes(count, index, f'127.0.0.1:{port}')
-  mesh = parallel.make_mesh()
+  mesh = parallel.make_mesh(slices=count)  # As if each were a host.
   task = standin.make_task(batch_size=8, process_index=index, process_count=count)
   if index == count - 1:
     task = task._replace(batches=Signalling(task.batches, batch, 'SIGTERM'))
