@@ -55,7 +55,7 @@ test-eval: ## Run tasks of lm-evaluation-harness, in an environment of their own
 
 test-tpu: ## Compile for TPU slices, without a TPU, in an environment of their own.
 	$(MAKE) --no-print-directory setup VENV=$(tpu) EXTRAS=dev,tpu
-	$(tpu)/bin/python -m pytest -m tpu_compiler tests/parallel $(ARGS)
+	$(tpu)/bin/python -m pytest -m tpu_compiler tests/parallel/test_plan.py tests/experiments/test_plan.py $(ARGS)
 
 check: lint test ## Format, lint, types, tests and doctests: what has to pass.
 

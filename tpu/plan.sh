@@ -7,8 +7,9 @@
 #   tpu/plan.sh experiments/configs/lm.py:hope-1b v5p:8x8x8 --config.data.batch_size=256
 #
 # The flags are those of experiments.plan and experiments.train. It takes no settings, no gcloud and
-# no text, but the compiler of TPUs, which the first call installs into VENV, .venv-tpu if not given.
-# The exit code is 0 if the step fits. DRY_RUN=1 prints the calls and makes none.
+# no text, but the compiler of TPUs, which the first call installs into .venv-tpu, or another VENV.
+# TOPOLOGY local, with .venv, plans for the devices of this machine. The exit code is 0 if the step
+# fits. DRY_RUN=1 prints the calls and makes none.
 set -euo pipefail
 
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
@@ -26,6 +27,9 @@ call() {
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-: "${VENV:=.venv-tpu}"
-call make --no-print-directory setup "VENV=$VENV" EXTRAS=dev,tpu >&2
+if [[ $2 == local ]]; then
+  : "${VENV:=.venv}" "${EXTRAS:=dev}"
+fi
+: "${VENV:=.venv-tpu}" "${EXTRAS:=dev,tpu}"
+call make --no-print-directory setup "VENV=$VENV" "EXTRAS=$EXTRAS" >&2
 call "$VENV/bin/python" -m experiments.plan "--config=$1" "--topology=$2" "${@:3}"

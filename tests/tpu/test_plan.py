@@ -51,6 +51,11 @@ def test_plan_sets_up_and_passes_all_flags_on(plan):
   assert plan(CONFIG, 'v5e:4x4', *flags) == (0, '', [*SETUP, *COMPILES, *flags])
 
 
+def test_plan_of_the_devices_here_needs_no_compiler_of_tpus(plan):
+  _, _, calls = plan(CONFIG, 'local')
+  assert calls[:5] == [*SETUP[:4], 'EXTRAS=dev'] and '--topology=local' in calls
+
+
 def test_plan_ends_as_the_compilation_does(plan):
   assert plan(CONFIG, 'v5e:4x4', CODE='1')[0] == 1
 
