@@ -14,6 +14,12 @@ def quick_jit(function, **kwargs):
   return jax.jit(function, compiler_options=OPTIONS, **kwargs)
 
 
+def temp_bytes(function, *args):
+  """The temporary memory of a function, under all passes of the compiler."""
+  compiled = jax.jit(function).lower(*args).compile({'xla_disable_hlo_passes': ''})
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
 def quick_make(config, noise=0.0):
   """A layer, made by one program rather than draw by draw, with noise on all of its parameters.
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from nlx import levels
-from tests.compiling import quick_jit
+from tests.compiling import quick_jit, temp_bytes
 from tests.levels import reference
 
 CHUNK, WIDTH = 2, 3
@@ -262,8 +262,7 @@ def test_nest_needs_less_memory_than_the_flat_loop():
       return jnp.sum(run(slow, init_states(system, fast), (), xs).loss)
 
     shapes = (jnp.zeros(width), (jnp.zeros((width, width)),) * 3, jnp.zeros((512, CHUNK, width)))
-    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    return temp_bytes(jax.grad(loss, (0, 1)), *shapes)
 
   flat = memory(reference.flat(system, wide_cell, chunk=CHUNK))
   assert memory(levels.nest(system, wide_cell)) < flat / 10

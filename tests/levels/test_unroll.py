@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nlx import levels
+from tests.compiling import temp_bytes
 
 
 def drift(live, held, signal):
@@ -91,7 +92,6 @@ def test_unroll_with_remat_keeps_one_state_per_period():
       )
       return jnp.sum(outputs)
 
-    compiled = jax.jit(jax.grad(loss)).lower(jnp.ones(256), jnp.ones((1024, 256))).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    return temp_bytes(jax.grad(loss), jnp.ones(256), jnp.ones((1024, 256)))
 
   assert memory(True) < memory(False) / 4

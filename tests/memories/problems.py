@@ -70,16 +70,31 @@ def parallel(network, rule, chunk_size, length, dtype='float64', **kwargs):
 
 
 @functools.cache
-def recurrence(network, rule, length, dtype='float64', reads='token', objective=None):
-  """`results_and_gradients` of the recurrence, as a function of the chunk size: it is data here."""
-  memory = memories.Memory(NETWORKS[network], rule, objective or memories.l2())
+def recurrence_program(network, rule, objective, reads):
+  """`(switches, chunk size, arguments) -> results_and_gradients`: many rules are one program."""
 
   @quick_jit
-  def run(chunk_size, args):
-    sequence = functools.partial(reference.run, memory, chunk_size=chunk_size, reads=reads)
-    return results_and_gradients(jax.vmap(sequence), args)
+  def run(switches, chunk_size, args):
+    memory = memories.Memory(NETWORKS[network], rule._replace(**switches), objective)
+    one = functools.partial(reference.run, memory, chunk_size=chunk_size, reads=reads)
+    return results_and_gradients(jax.vmap(one), args)
 
-  return functools.cache(lambda chunk_size: run(chunk_size, problem(network, length, dtype)))
+  return run
+
+
+@functools.cache
+def recurrence(network, rule, length, dtype='float64', reads='token', objective=None):
+  """`results_and_gradients` of the recurrence, as a function of the chunk size."""
+  switches = {name: getattr(rule, name) for name in reference.SWITCHES}
+  rest = rule._replace(name='', **dict.fromkeys(reference.SWITCHES))
+  run = recurrence_program(network, rest, objective or memories.l2(), reads)
+
+  @functools.cache
+  def at(chunk_size):
+    results, gradients = run(switches, chunk_size, problem(network, length, dtype))
+    return (*results[:2], results[2] if rule.momentum else None), gradients
+
+  return at
 
 
 def assert_close(got, expected, tolerance=1e-10):

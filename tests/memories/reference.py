@@ -1,9 +1,15 @@
-"""The rules of the memories, token by token: what the parallel forms must equal."""
+"""The rules of the memories, token by token: what the parallel forms must equal.
+
+`SWITCHES` of a rule may be traced, so that one program serves many rules.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from nlx import memories
+
+# Fields of a rule that may be traced.
+SWITCHES = ('delta', 'momentum', 'retention', 'averaged', 'proximal', 'scale_by_depth', 'span')
 
 
 def loss(memory, weights, key, value):
@@ -45,8 +51,9 @@ def capped(rule, rate, alpha, square, gradient=None):
     gradient: The norm of the gradient e x^T that is written; not for rules without a soft cap.
   """
   if rule.hard_cap:
-    both = rule.delta and not rule.exact and not rule.transposed  # Decay and write.
-    moved = (2 if both else 1) * rule.span * square
+    plain = not rule.exact and not rule.transposed
+    both = jnp.where(rule.delta & plain, 2, 1)  # Decay and write.
+    moved = both * rule.span * square
     rate = jnp.where(rate * moved > 2 * alpha, 2 * alpha / moved, rate)
   if rule.soft_cap:
     error = gradient / jnp.sqrt(square)
@@ -54,38 +61,37 @@ def capped(rule, rate, alpha, square, gradient=None):
   return rate
 
 
+def used(rule, gates):
+  """Rate, retention and momentum; those that the rule has not are open and shut."""
+  eta, alpha, mu = gates
+  return eta, jnp.where(rule.retention, alpha, 1), jnp.where(rule.momentum, mu, 0)
+
+
 def write(rule, weight, momentum, gradient, x, gates, depth):
   """One token of Eqs. 90-93 for one matrix, in the order in which they are printed."""
-  eta, alpha, mu = gates
-  gradient = gradient / (depth if rule.scale_by_depth else 1)
+  eta, alpha, mu = used(rule, gates)
+  gradient = gradient / jnp.where(rule.scale_by_depth, depth, 1)
   shrink = lambda eta: eta / (1 + rule.span * eta * jnp.sum(x**2))  # noqa: E731
-  args = (alpha if rule.retention else 1.0), jnp.sum(x**2), jnp.sqrt(jnp.sum(gradient**2))
-  step = capped(rule, shrink(eta) if rule.proximal else eta, *args)
-  proximal = step if rule.proximal else shrink(step)
-  if rule.momentum:
-    step = step * (1 - mu) if rule.averaged else step
-    momentum = mu * momentum - step * gradient
-  else:
-    momentum = -step * gradient
-  kept = (alpha if rule.retention else 1.0) * jnp.eye(x.shape[0], dtype=x.dtype)
-  if rule.delta:
-    kept = kept - proximal * jnp.outer(x, x)
+  step = jnp.where(rule.proximal, shrink(eta), eta)
+  step = capped(rule, step, alpha, jnp.sum(x**2), jnp.sqrt(jnp.sum(gradient**2)))
+  proximal = jnp.where(rule.proximal, step, shrink(step))
+  step = step * jnp.where(rule.averaged, 1 - mu, 1)
+  momentum = mu * momentum - step * gradient
+  decay = jnp.where(rule.delta, proximal, 0)
+  kept = alpha * jnp.eye(x.shape[0], dtype=x.dtype) - decay * jnp.outer(x, x)
   return weight @ kept + momentum, momentum
 
 
 def write_exactly(rule, weight, key, value, gates):
   """One token of a rule whose error is that of the weights right before it: Eqs. 65 and 66."""
-  eta, alpha, _ = gates
-  eta = eta / (1 + eta * jnp.sum(value**2)) if rule.transposed and rule.proximal else eta
+  eta, alpha, _ = used(rule, gates)
   if rule.exact:
     eta = capped(rule, eta, 1.0, jnp.sum(key**2))
-  else:
-    eta = capped(rule, eta, alpha if rule.retention else 1.0, jnp.sum(value**2))
-  weight = (alpha if rule.retention else 1.0) * weight if rule.exact else weight
-  if rule.exact:
-    return weight - eta * jnp.outer(weight @ key - value, key)
-  kept = (alpha if rule.retention else 1.0) * weight
-  return kept + eta * (jnp.outer(value, key) - jnp.outer(value, value @ weight))
+    kept = alpha * weight
+    return kept - eta * jnp.outer(kept @ key - value, key)
+  eta = jnp.where(rule.proximal, eta / (1 + eta * jnp.sum(value**2)), eta)
+  eta = capped(rule, eta, alpha, jnp.sum(value**2))
+  return alpha * weight + eta * (jnp.outer(value, key) - jnp.outer(value, value @ weight))
 
 
 def write_window(rule, dual, momentum, gradients, squares, t, gates, depth):
@@ -101,17 +107,16 @@ def write_window(rule, dual, momentum, gradients, squares, t, gates, depth):
     gates: Of all tokens, each [T].
     depth: Matrices that learn at once.
   """
-  eta, alpha, mu = gates
+  eta, alpha, mu = used(rule, gates)
   tokens = jnp.arange(eta.shape[0])
-  step = eta / (1 + rule.span * eta * squares) if rule.proximal else eta
-  gradients = gradients / (depth if rule.scale_by_depth else 1)
+  step = jnp.where(rule.proximal, eta / (1 + rule.span * eta * squares), eta)
+  gradients = gradients / jnp.where(rule.scale_by_depth, depth, 1)
   norms = jnp.sqrt(jnp.sum(gradients**2, axis=(-2, -1)))
-  step = capped(rule, step, alpha if rule.retention else 1.0, squares, norms)
-  if rule.averaged:
-    step = step / rule.window * ((1 - mu) if rule.momentum else 1)
+  step = capped(rule, step, alpha, squares, norms)
+  step = step * jnp.where(rule.averaged, (1 - mu) / rule.window, 1)
   seen = (tokens <= t) & (tokens > t - rule.window)
   total = jnp.sum(jnp.where(seen, step, 0)[:, None, None] * gradients, axis=0)
-  momentum = (mu[t] if rule.momentum else 0) * momentum - total
+  momentum = mu[t] * momentum - total
   push = momentum
   if rule.orthogonal:
     push = push / (jnp.sqrt(jnp.sum(push**2)) + 1e-3)
@@ -119,14 +124,14 @@ def write_window(rule, dual, momentum, gradients, squares, t, gates, depth):
       gram = push @ push.T
       push = 3.4445 * push - 4.7750 * gram @ push + 2.0315 * gram @ gram @ push
     push = eta[t] * push
-  return (alpha[t] if rule.retention else 1.0) * dual + push, momentum
+  return alpha[t] * dual + push, momentum
 
 
 def run(memory, weights, keys, values, gates, queries, chunk_size, reads='token'):
   """One sequence: keys [T, K], values [T, V], gates each [T], queries [T, K].
 
   Returns:
-    Outputs [T, V], and the last weights and momenta; no momenta for a rule without.
+    Outputs [T, V], and the last weights and momenta; those of a rule without are the last steps.
   """
   rule = memory.rule
   all_gates = (gates[0], jnp.exp(gates[1]), jnp.exp(gates[2]))
@@ -164,4 +169,4 @@ def run(memory, weights, keys, values, gates, queries, chunk_size, reads='token'
   start = (weights, weights, jax.tree.map(jnp.zeros_like, weights))
   xs = (jnp.arange(keys.shape[0]), keys, values, queries)
   (live, _, momenta), outputs = jax.lax.scan(token, start, xs)
-  return outputs, mirrored(live), momenta if rule.momentum else None
+  return outputs, mirrored(live), momenta

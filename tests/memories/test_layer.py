@@ -221,12 +221,10 @@ def test_layer_is_causal():
   problems.assert_close(outputs[:, :13], unrolled()[0][:, :13])
 
 
-@pytest.mark.parametrize('logit', [-1e4, -30.0, 30.0, 1e4])
-@pytest.mark.parametrize('network', ['matrix', 'mlp'])
-def test_layer_with_gates_shut_or_open_has_finite_gradients(network, logit):
+@functools.cache
+def with_logits(network):
+  """`(weights, keys, values, logits of gates, queries) -> results_and_gradients`."""
   layer = memories.layer(problems.NETWORKS[network], RULE, chunk_size=64)
-  weights, keys, values, _, queries = problems.problem(network, 70, dtype='float32')
-  signs = jnp.array([[1.0], [1.0], [1.0], [-1.0], [0.0]])
 
   def run(weights, keys, values, logits, queries):
     gates = memories.Gates(
@@ -234,11 +232,17 @@ def test_layer_with_gates_shut_or_open_has_finite_gradients(network, logit):
     )
     return problems.run_layer(layer, weights, keys, values, gates, queries)
 
-  logits = logit * jnp.broadcast_to(signs, keys.shape[:2])
-  run = quick_jit(functools.partial(problems.results_and_gradients, run))
-  finite = jax.tree.map(
-    lambda x: np.isfinite(x).all(), run((weights, keys, values, logits, queries))
-  )
+  return quick_jit(functools.partial(problems.results_and_gradients, run))
+
+
+@pytest.mark.parametrize('logit', [-1e4, -30.0, 30.0, 1e4])
+@pytest.mark.parametrize('network', ['matrix', 'mlp'])
+def test_layer_with_gates_shut_or_open_has_finite_gradients(network, logit):
+  weights, keys, values, _, queries = problems.problem(network, 70, dtype='float32')
+  signs = np.array([[1.0], [1.0], [1.0], [-1.0], [0.0]], np.float32)
+  logits = logit * np.broadcast_to(signs, keys.shape[:2])
+  found = with_logits(network)((weights, keys, values, logits, queries))
+  finite = jax.tree.map(lambda x: np.isfinite(x).all(), found)
   assert all(jax.tree.leaves(finite)), finite
 
 

@@ -1,5 +1,7 @@
 """The rules against the printed equations, and their gates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from nlx import memories
 from nlx.memories import chunk
+from tests.compiling import quick_jit
 
 K, V = 4, 3
 
@@ -20,16 +23,21 @@ def tokens(length, seed=0):
   return k, v, q, eta, alpha, mu, random.normal(size=(V, K))
 
 
+@functools.cache
+def program(rule, chunk_size, objective):
+  """`(keys, values, queries, gates, first matrix) -> outputs` of a matrix memory."""
+  layer = memories.layer(memories.matrix(), rule, chunk_size, objective)
+
+  def outputs(k, v, q, gates, w):
+    return layer.unroll(layer.level.init({'w': w}), memories.Tokens(k, v, gates), q)[0]
+
+  return quick_jit(outputs)
+
+
 def run(rule, k, v, q, eta, alpha, mu, w, chunk_size=4, objective=None):
   """Outputs of a matrix memory under a rule."""
-  layer = memories.layer(memories.matrix(), rule, chunk_size, objective)
-  gates = memories.Gates(*map(jnp.asarray, (eta, np.log(alpha), np.log(mu))))
-  outputs, _ = layer.unroll(
-    layer.level.init({'w': jnp.asarray(w)}),
-    memories.Tokens(jnp.asarray(k), jnp.asarray(v), gates),
-    jnp.asarray(q),
-  )
-  return outputs
+  gates = memories.Gates(eta, np.log(alpha), np.log(mu))
+  return np.asarray(program(rule, chunk_size, objective)(k, v, q, gates, w))
 
 
 @pytest.mark.usefixtures('float64')
@@ -97,9 +105,10 @@ def test_dgd_is_the_minimiser_of_the_proximal_problem(eta):
 
   reads = [run(memories.dgd(retention=False), k, v, row[None], np.array([eta]), alpha, mu, w)[0]
            for row in np.eye(K)]  # fmt: skip
-  w_new = jnp.stack(reads, axis=-1)
-  np.testing.assert_allclose(jax.grad(proximal)(w_new), 0, atol=1e-12)
-  curvature = jax.hessian(proximal)(w_new).reshape(V * K, V * K)
+  w_new = np.stack(reads, axis=-1)
+  slope, curvature = quick_jit(lambda w: (jax.grad(proximal)(w), jax.hessian(proximal)(w)))(w_new)
+  np.testing.assert_allclose(slope, 0, atol=1e-12)
+  curvature = np.reshape(curvature, (V * K, V * K))
   assert np.linalg.eigvalsh(curvature).min() > 0
 
 
@@ -176,7 +185,9 @@ def test_dgd_whose_decay_is_zero_is_the_gradient_rule(momentum, monkeypatch):
     return jnp.zeros_like(decay), write
 
   monkeypatch.setattr(chunk, 'rates', without_decay)
-  np.testing.assert_allclose(run(memories.dgd(momentum=momentum), *data), expected, atol=1e-12)
+  # Under a name of its own, because programs are kept.
+  rule = memories.dgd(momentum=momentum)._replace(name='without decay')
+  np.testing.assert_allclose(run(rule, *data), expected, atol=1e-12)
 
 
 @pytest.mark.usefixtures('float64')

@@ -18,21 +18,26 @@ every_objective = pytest.mark.parametrize('name', LOSSES)
 
 
 def run(tx, signals):
-  """Updates, and the states before each of them."""
-  state, all_updates, states = tx.init(jnp.zeros_like(signals[0])), [], []
-  for signal in signals:
-    states.append(state)
-    updates, state = tx.update(signal, state)
-    all_updates.append(updates)
-  return all_updates, [*states, state]
+  """Updates, and the states before each of them and after all."""
+
+  def step(state, signal):
+    updates, new = tx.update(signal, state)
+    return new, (updates, state)
+
+  @quick_jit
+  def all_steps(signals):
+    return jax.lax.scan(step, tx.init(jnp.zeros_like(signals[0])), signals)
+
+  last, (all_updates, states) = jax.device_get(all_steps(np.stack(signals)))
+  return all_updates, [jax.tree.map(lambda x: x[i], states) for i in range(len(signals))] + [last]
 
 
 def gradients(shape, num_steps=4):
-  return [jax.random.normal(jax.random.key(i), shape) for i in range(num_steps)]
+  return np.random.default_rng(0).normal(size=(num_steps, *shape)).astype(np.float32)
 
 
 def unit_rows(gradient):
-  return gradient / jnp.mean(jnp.linalg.norm(gradient, axis=-1))
+  return gradient / np.mean(np.linalg.norm(gradient, axis=-1))
 
 
 @every_objective

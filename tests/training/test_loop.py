@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlx import parallel, training
+from nlx import core, parallel, training
 from tests.training import standin
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -143,6 +143,27 @@ def test_killed_run_ends_with_the_same_numbers_bit_for_bit(tmp_path):
   assert numbers(summaries[0]) == numbers(summaries[1])
   for name in ('train_loss', 'grad_norm', 'val_loss'):
     assert rows(tmp_path / 'whole', name) == rows(tmp_path / 'killed', name)
+
+
+class Killed(BaseException):
+  """An end that nothing answers to."""
+
+
+def test_killed_run_in_a_bucket_ends_with_the_same_rows(tmp_path, bucket, monkeypatch):
+  """The rows since the last checkpoint, of step 15, are lost and written again."""
+  workdir, settings = core.as_path(bucket) / 'run', SETTINGS._replace(eval_every=15)
+
+  def kill(params, step):
+    monkeypatch.setattr(core.Mirror, 'publish', lambda mirror: None)
+    raise Killed
+
+  with monkeypatch.context() as monkeypatch, pytest.raises(Killed):
+    run(workdir, settings, hooks=training.Hooks(sample=kill))
+  assert [step for step, _ in rows(workdir, 'train_loss')] == [1, 5, 10]
+  found, expected = run(workdir, settings), run(tmp_path, settings)
+  assert numbers(found) == numbers(expected)
+  for name in ('train_loss', 'grad_norm', 'val_loss'):
+    assert rows(workdir, name) == rows(tmp_path, name)
 
 
 class Masked:
