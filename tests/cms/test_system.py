@@ -81,12 +81,13 @@ def test_chain_lists_initial_weights_of_blocks_that_learn():
 
 
 def test_chain_learns_one_rate_per_block_that_learns():
-  np.testing.assert_allclose(chain().rates(), [RATE, RATE], rtol=1e-6)
+  rates = chain(proportional_rates=False).rates()
+  np.testing.assert_allclose(rates, [RATE, RATE], rtol=1e-6)
 
 
 def test_proportional_rates_grow_with_the_period():
   assert PERIODS == (0, 4, 0, 8)
-  np.testing.assert_allclose(chain(proportional_rates=True).rates(), [RATE, 2 * RATE], rtol=1e-6)
+  np.testing.assert_allclose(chain().rates(), [RATE, 2 * RATE], rtol=1e-6)
 
 
 def test_chain_that_never_learns_has_no_rates():

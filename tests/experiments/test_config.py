@@ -73,7 +73,7 @@ def test_models_of_one_size_have_equally_many_parameters(size):
 def test_unknown_config_on_the_command_line_lists_the_known():
   result = train('hope-tinny')
   assert result.returncode != 0
-  assert 'SIZE one of smoke, tiny, 340m' in result.stderr
+  assert 'SIZE one of smoke, tiny, 30m, 340m' in result.stderr
 
 
 def test_misspelt_key_names_the_near_one():
