@@ -43,7 +43,24 @@ class Sizes(NamedTuple):
   cases: tuple[Case, ...]
 
 
-FULL = Sizes((Case('hope-340m', 'v5e:4x4', (1, 8, 2), 16),))
+# As many devices for a sequence, along `model`, as its state needs memory.
+FULL = Sizes(
+  (
+    Case('hope-340m', 'v5e:4x4', (1, 8, 2), 16),
+    Case('hope-760m', 'v5e:4x4', (1, 4, 4), 32),
+    Case('hope-1b', 'v5e:4x4', (1, 2, 8), 64),
+    Case('hope-340m', 'v5e:16x16', (1, 128, 2)),
+    Case('hope-760m', 'v5e:16x16', (1, 64, 4), 2),
+    Case('hope-1b', 'v5e:16x16', (1, 32, 8), 4),
+    Case('hope-340m', 'v6e:16x16', (1, 128, 2)),
+    Case('hope-760m', 'v6e:16x16', (1, 128, 2)),
+    Case('hope-1b', 'v6e:16x16', (1, 64, 4), 2),
+    Case('hope-340m', 'v5p:8x8x8', (1, 128, 4)),
+    Case('hope-760m', 'v5p:8x8x8', (1, 128, 4)),
+    Case('hope-1b', 'v5p:8x8x8', (1, 128, 4)),
+    Case('hope-340m', 'v5e:4x4'),  # Does not fit.
+  )
+)
 SMOKE = Sizes((Case('linear_attention-smoke', planning.LOCAL),))
 
 

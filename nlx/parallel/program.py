@@ -36,6 +36,11 @@ class Instruction(NamedTuple):
     assert name is not None, self
     return name
 
+  def branches(self) -> list[str]:
+    """The names of the computations that a condition chooses from."""
+    either = re.findall(r'(?:true|false)_computation=%([\w.\-]+)', self.attributes)
+    return either or _NAME.findall(self.attribute(r'branch_computations=\{(.*?)\}') or '')
+
 
 Computation = dict[str, Instruction]
 

@@ -37,7 +37,8 @@ _STILL = (
   'while',
 )
 _STILL_CALLS = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
-_SLICES = ('dynamic-slice', 'slice', 'gather')
+_SLICES = ('dynamic-slice', 'gather', 'slice')
+_UPDATES = {'dynamic-update-slice': 1, 'scatter': 2}  # In place: the operand that is written.
 
 
 class Collective(NamedTuple):
@@ -70,7 +71,7 @@ def work(program: Program) -> Work:
   Traffic is that of the instructions as they are fused: what enters a fusion is read once, of an
   array of which it takes a slice only that slice, and what is updated in place is written only
   where it changes. What a chip keeps in its smaller memories is not counted. A device sends in a
-  collective what it does on a ring.
+  collective what it does on a ring. Of a condition all branches count.
 
   Args:
     program: What `parse` returns.
@@ -142,8 +143,7 @@ def _executed(
       inside = fused or instruction.opcode != 'call'
       yield from _executed(program, instruction.calls(), times, inside)
     elif instruction.opcode == 'conditional':
-      pattern = r'(?:branch_computations=\{|true_computation=|false_computation=)([^}]*?)(?:\}|$)'
-      for branch in re.findall(r'%([\w.\-]+)', instruction.attribute(pattern) or ''):
+      for branch in instruction.branches():
         yield from _executed(program, branch, times, fused)
 
 
@@ -175,7 +175,7 @@ def _read(program: Program, computation: Computation, user: Instruction, positio
     return _used(program, inner, next(filter(is_it, inner.values())))
   if user.opcode == 'bitcast':
     return _used(program, computation, user)
-  if user.opcode == 'dynamic-update-slice' and position == 0:
+  if user.opcode in _UPDATES and position == 0:
     return 0
   return _bytes(user.type) if user.opcode in _SLICES and position == 0 else whole
 
@@ -201,8 +201,8 @@ def _written(program: Program, computation: Computation, root: Instruction) -> l
     return [size for operand in operands for size in _written(program, computation, operand)]
   if root.opcode == 'bitcast':
     return _written(program, computation, operands[0])
-  if root.opcode == 'dynamic-update-slice':
-    return [_bytes(operands[1].type)]
+  if root.opcode in _UPDATES:
+    return [_bytes(operands[_UPDATES[root.opcode]].type)]
   return [0 if root.opcode == 'parameter' else array.bytes for array in arrays(root.type)]
 
 

@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 
@@ -107,17 +108,24 @@ def test_missing_workdir_is_an_error():
   assert 'workdir' in result.stdout + result.stderr
 
 
+@functools.cache
+def language_and_corpus():
+  config = lm.get_config('hope-smoke')
+  language = common.create(config)
+  corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
+  return language, corpus
+
+
 @pytest.mark.parametrize('optimizer', sorted(set(training.OPTIMIZERS) - {'delta_gradient_descent'}))
 def test_every_optimizer_can_be_chosen_by_name(optimizer):
   """Its options are those of the configuration."""
   config = lm.get_config('hope-smoke')
   config.optimizer.name = optimizer
-  language = common.create(config)
-  corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
-  tx = language_model.make_task(config, language, corpus).tx
-  state = jax.eval_shape(tx.init, language.params)
-  updates, _ = jax.eval_shape(tx.update, language.params, state, language.params)
-  assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, language.params)
+  tx = language_model.make_task(config, *language_and_corpus()).tx
+  params = language_and_corpus()[0].params
+  state = jax.eval_shape(tx.init, params)
+  updates, _ = jax.eval_shape(tx.update, params, state, params)
+  assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
 
 
 def test_options_of_optimizers_are_of_known_ones():

@@ -53,10 +53,10 @@ def make_levels(periods):
 
 def problem(num_levels, length):
   """Slow weights, initial fast weights of each level, the cell's carry and the chunks."""
-  keys = jax.random.split(jax.random.key(num_levels), 3)
-  fast = tuple(0.1 * jax.random.normal(keys[0], (num_levels, WIDTH, WIDTH)))
-  slow = {'w': jax.random.normal(keys[1], (WIDTH, WIDTH)), 'target': jnp.ones(WIDTH)}
-  return slow, fast, jnp.zeros(WIDTH), jax.random.normal(keys[2], (length, CHUNK, WIDTH))
+  random = np.random.default_rng(num_levels)
+  fast = tuple(0.1 * random.normal(size=(num_levels, WIDTH, WIDTH)))
+  slow = {'w': random.normal(size=(WIDTH, WIDTH)), 'target': np.ones(WIDTH)}
+  return slow, fast, np.zeros(WIDTH), random.normal(size=(length, CHUNK, WIDTH))
 
 
 def init_states(system, fast, start=0):
@@ -141,38 +141,52 @@ def test_nest_detached_sends_no_gradient_to_initial_weights_after_an_update():
   def late_loss(fast):
     return jnp.sum(run(slow, init_states(system, fast), carry, xs).outputs[2:])
 
-  jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), jax.grad(late_loss)(fast))
+  jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), quick_jit(jax.grad(late_loss))(fast))
 
 
 @pytest.mark.usefixtures('float64')
 def test_nest_takes_losses_before_their_update():
   system = make_levels((2,))
-  slow, fast, carry, xs = problem(1, 1)
-  result = levels.nest(system, cell)(slow, init_states(system, fast), carry, xs[:, :CHUNK])
-  assert_close(result.loss[0], cell(slow, fast, carry, xs[0])[0])
+
+  @quick_jit
+  def losses(slow, fast, carry, xs):
+    result = levels.nest(system, cell)(slow, init_states(system, fast), carry, xs)
+    return result.loss[0], cell(slow, fast, carry, xs[0])[0]
+
+  assert_close(*losses(*problem(1, 1)))
 
 
 @pytest.mark.usefixtures('float64')
 def test_nest_without_levels_is_a_scan_of_the_cell():
-  slow, _, carry, xs = problem(1, 6)
-  result = levels.nest((), cell)(slow, (), carry, xs)
-
-  def body(carry, x):
+  def body(slow, carry, x):
     loss, _, carry, outputs = cell(slow, (), carry, x)
     return carry, (loss, outputs)
 
-  assert_close((result.carry, (result.loss, result.outputs)), jax.lax.scan(body, carry, xs))
+  @quick_jit
+  def both(slow, carry, xs):
+    result = levels.nest((), cell)(slow, (), carry, xs)
+    expected = jax.lax.scan(functools.partial(body, slow), carry, xs)
+    return (result.carry, (result.loss, result.outputs)), expected
+
+  slow, _, carry, xs = problem(1, 6)
+  assert_close(*both(slow, carry, xs))
 
 
 @pytest.mark.usefixtures('float64')
 def test_gradient_step_gives_each_level_its_own_gradient():
-  slow, fast, carry, xs = problem(3, 1)
   system = make_levels((2, 4, 8))
-  states = init_states(system, fast)
-  _, signals = levels.gradient_step(cell, system, slow, states, carry, xs[0])
-  for i, signal in enumerate(signals):
-    alone = jax.grad(lambda w, i=i: cell(slow, (*fast[:i], w, *fast[i + 1 :]), carry, xs[0])[0])
-    assert_close(signal, levels.Weighted(alone(fast[i]), 2.0))
+
+  @quick_jit
+  def both(slow, fast, carry, xs):
+    _, signals = levels.gradient_step(cell, system, slow, init_states(system, fast), carry, xs[0])
+
+    def alone(i):
+      loss = lambda w: cell(slow, (*fast[:i], w, *fast[i + 1 :]), carry, xs[0])[0]  # noqa: E731
+      return levels.Weighted(jax.grad(loss)(fast[i]), 2.0)
+
+    return signals, tuple(map(alone, range(3)))
+
+  assert_close(*both(*problem(3, 1)))
 
 
 def make_recorder(period, size=32):
@@ -204,8 +218,8 @@ def token_cell(slow, fast, carry, x):
 def test_nest_over_split_calls_gives_each_level_its_tokens_in_order(cuts):
   periods, length = (1, 4, 8), 22
   system = [make_recorder(period) for period in periods]
-  run = levels.nest(system, token_cell)
-  states, tokens = tuple(level.init(None) for level in system), jnp.arange(float(length))
+  run = quick_jit(levels.nest(system, token_cell), static_argnums=4)
+  states, tokens = tuple(level.init(None) for level in system), np.arange(float(length))
   for begin, end in zip((0, *cuts), (*cuts, length), strict=True):
     states = run((), states, (), tokens[begin:end], begin).states
   for period, state in zip(periods, states, strict=True):
@@ -224,7 +238,7 @@ def test_nest_over_two_calls_equals_one():
   expected = run(slow, init_states(system, fast), carry, xs, 0)
   first = run(slow, init_states(system, fast), carry, xs[:cut], 0)
   second = run(slow, first.states, first.carry, xs[cut:], cut)
-  joined = jax.tree.map(lambda *x: jnp.concatenate(x), first.outputs, second.outputs)
+  joined = jax.tree.map(lambda *x: np.concatenate(x), first.outputs, second.outputs)
   assert_close((joined, *second[2:4]), (expected.outputs, *expected[2:4]))
 
 
@@ -237,15 +251,20 @@ def test_nest_keeps_the_sequences_of_a_batch_apart():
   sgd = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.5))
   slow, fast, carry, xs = problem(1, 6)
   batch_level, level = levels.from_optax(sgd, 4, batch_axis=0), levels.from_optax(sgd, 4)
-  other = jax.random.normal(jax.random.key(9), xs.shape)
-  stack = lambda *x: jax.tree.map(lambda *x: jnp.stack(x), *x)  # noqa: E731
-  together = levels.nest([batch_level], batched_cell, chunk=CHUNK)(
-    slow,
-    (batch_level.init(stack(fast[0], fast[0])),),
-    stack(carry, carry),
-    jnp.stack([xs, 10 * other], axis=1),
-  )
-  alone = levels.nest([level], cell, chunk=CHUNK)(slow, (level.init(fast[0]),), carry, xs)
+  other = np.random.default_rng(9).normal(size=xs.shape)
+
+  @quick_jit
+  def both():
+    together = levels.nest([batch_level], batched_cell, chunk=CHUNK)(
+      slow,
+      (batch_level.init(np.stack([fast[0]] * 2)),),
+      np.stack([carry] * 2),
+      np.stack([xs, 10 * other], axis=1),
+    )
+    alone = levels.nest([level], cell, chunk=CHUNK)(slow, (level.init(fast[0]),), carry, xs)
+    return together, alone
+
+  together, alone = both()
   assert_close(together.outputs[:, 0], alone.outputs)
   assert_close(together.states[0].held.params[0], alone.states[0].held.params)
 

@@ -1,10 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nlx import levels
-from tests.compiling import temp_bytes
+from tests.compiling import quick_jit, temp_bytes
 
 
 def drift(live, held, signal):
@@ -37,7 +39,13 @@ def loop(period, read, init, signals):
 
 
 def problem(length):
-  return jnp.array([0.3, -0.2]), jax.random.normal(jax.random.key(length), (length, 2))
+  return np.array([0.3, -0.2]), np.random.default_rng(length).normal(size=(length, 2))
+
+
+def unroll(period, read, remat=True):
+  """The compiled `levels.unroll`, `(state, signals) -> (outputs, state)`."""
+  level = make_level(period)
+  return quick_jit(lambda *args: levels.unroll(level, read, *args, remat=remat))
 
 
 @pytest.mark.usefixtures('float64')
@@ -45,10 +53,9 @@ def problem(length):
 @pytest.mark.parametrize('read', [token_read, chunk_read])
 @pytest.mark.parametrize('period, length', [(1, 3), (4, 8), (4, 11), (4, 3)])
 def test_unroll_equals_a_plain_loop(period, length, read, remat):
-  level = make_level(period)
   init, signals = problem(length)
-  outputs, state = levels.unroll(level, read, level.init(init), signals, remat=remat)
-  expected, live, held = loop(period, read, init, signals)
+  outputs, state = unroll(period, read, remat)(make_level(period).init(init), signals)
+  expected, live, held = quick_jit(functools.partial(loop, period, read))(init, signals)
   np.testing.assert_allclose(outputs, expected, rtol=1e-12)
   np.testing.assert_allclose(state.gathered, live, rtol=1e-12)
   np.testing.assert_allclose(state.held, held, rtol=1e-12)
@@ -66,19 +73,19 @@ def test_unroll_has_the_gradient_of_a_plain_loop(remat):
   def plain(init, signals):
     return jnp.sum(loop(4, token_read, init, signals)[0] ** 2)
 
-  got, expected = (jax.grad(loss, (0, 1))(*problem(11)) for loss in (ours, plain))
+  got, expected = (quick_jit(jax.grad(loss, (0, 1)))(*problem(11)) for loss in (ours, plain))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10), got, expected)
 
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('cut', [1, 4, 6, 10])
 def test_unroll_of_two_pieces_equals_one(cut):
-  level = make_level(4)
   init, signals = problem(11)
-  expected, last = levels.unroll(level, token_read, level.init(init), signals)
-  first, state = levels.unroll(level, token_read, level.init(init), signals[:cut])
-  second, state = levels.unroll(level, token_read, state, signals[cut:])
-  np.testing.assert_allclose(jnp.concatenate([first, second]), expected, rtol=1e-12)
+  run, start = unroll(4, token_read), make_level(4).init(init)
+  expected, last = run(start, signals)
+  first, state = run(start, signals[:cut])
+  second, state = run(state, signals[cut:])
+  np.testing.assert_allclose(np.concatenate([first, second]), expected, rtol=1e-12)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), state, last)
 
 

@@ -21,16 +21,23 @@ NETWORKS = {
 @functools.cache
 def problem(network, length, dtype='float64'):
   """Weights [S, out, in], keys, values, gates and queries [S, T, ...] of S sequences."""
-  keys = jax.random.split(jax.random.key(length), 7)
-  vectors = [jax.random.normal(key, (SEEDS, length, WIDTH), dtype) for key in keys[:3]]
-  logits = [jax.random.normal(key, (SEEDS, length), dtype) for key in keys[3:6]]
-  gates = memories.Gates(
-    rate=jax.nn.sigmoid(logits[0]),
-    log_retention=memories.log_gate(logits[1] + 2),
-    log_momentum=memories.log_gate(logits[2]),
-  )
-  weights = memories.init_weights(NETWORKS[network], keys[6], WIDTH, WIDTH, (SEEDS,), dtype=dtype)
-  return weights, 0.6 * vectors[0], vectors[1], gates, vectors[2]
+
+  @quick_jit
+  def draw():
+    keys = jax.random.split(jax.random.key(length), 7)
+    vectors = [jax.random.normal(key, (SEEDS, length, WIDTH), dtype) for key in keys[:3]]
+    logits = [jax.random.normal(key, (SEEDS, length), dtype) for key in keys[3:6]]
+    gates = memories.Gates(
+      rate=jax.nn.sigmoid(logits[0]),
+      log_retention=memories.log_gate(logits[1] + 2),
+      log_momentum=memories.log_gate(logits[2]),
+    )
+    network_weights = memories.init_weights(
+      NETWORKS[network], keys[6], WIDTH, WIDTH, (SEEDS,), dtype=dtype
+    )
+    return network_weights, 0.6 * vectors[0], vectors[1], gates, vectors[2]
+
+  return draw()
 
 
 def run_layer(layer, weights, keys, values, gates, queries, num_valid=None):
@@ -102,6 +109,6 @@ def assert_close(got, expected, tolerance=1e-10):
 
   def leaf(x, y):
     scale = 1 + np.abs(y).max(initial=0)
-    np.testing.assert_allclose(x / scale, y / scale, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(np.asarray(x) / scale, np.asarray(y) / scale, rtol=0, atol=tolerance)
 
   jax.tree.map(leaf, got, expected)

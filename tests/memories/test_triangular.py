@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +20,12 @@ def plain_inverse(strict):
 
 
 @pytest.mark.usefixtures('float64')
-@pytest.mark.parametrize('sizes', [range(1, 17), range(17, 33), range(33, 65)], ids=str)
-def test_unit_lower_inverse_equals_numpy(sizes):
-  inverse = quick_jit(memories.unit_lower_inverse)
-  for size in sizes:
-    strict = strictly_lower(size)
-    expected = np.linalg.inv(np.eye(size) + strict)
-    np.testing.assert_allclose(inverse(strict), expected, atol=1e-12)
+@pytest.mark.parametrize('size', [*range(1, 18), 24, 31, 32, 33, 48, 63, 64])
+def test_unit_lower_inverse_equals_numpy(size):
+  strict = strictly_lower(size)
+  expected = np.linalg.inv(np.eye(size) + strict)
+  got = quick_jit(memories.unit_lower_inverse)(strict)
+  np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 @pytest.mark.usefixtures('float64')
@@ -33,14 +34,15 @@ def test_unit_lower_inverse_is_exact_for_large_entries():
   # (I + L)^-1 has -3 (-2)^(i - j - 1) below the diagonal.
   distance = np.subtract.outer(np.arange(12), np.arange(12))
   expected = np.where(distance > 0, -3 * (-2.0) ** (distance - 1), np.eye(12))
-  np.testing.assert_array_equal(memories.unit_lower_inverse(strict), expected)
+  np.testing.assert_array_equal(quick_jit(memories.unit_lower_inverse)(strict), expected)
 
 
 @pytest.mark.usefixtures('float64')
 def test_unit_lower_inverse_takes_leading_axes():
   strict = strictly_lower(11, (2, 3))
   expected = np.linalg.inv(np.eye(11) + strict)
-  np.testing.assert_allclose(memories.unit_lower_inverse(strict), expected, atol=1e-12)
+  got = quick_jit(memories.unit_lower_inverse)(strict)
+  np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 @pytest.mark.usefixtures('float64')
@@ -60,8 +62,10 @@ def test_unit_lower_inverse_has_the_derivatives_of_an_inverse(size):
     gradient, hessian_product = jax.jvp(jax.grad(loss), (strict,), directions[:1])
     return first(strict), second, jnp.tril(gradient, -1), jnp.tril(hessian_product, -1)
 
-  got = quick_jit(lambda: derivatives(memories.unit_lower_inverse))()
-  expected = derivatives(plain_inverse)
+  got, expected = (
+    quick_jit(functools.partial(derivatives, inverse))()
+    for inverse in (memories.unit_lower_inverse, plain_inverse)
+  )
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-11), got, expected)
 
 

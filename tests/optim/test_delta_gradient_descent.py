@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from nlx.optim.delta_gradient_descent import (
   dense,
   scale_by_delta_gradient_descent,
 )
+from tests.compiling import quick_jit
 
 
 def data(leading=(6,), num_in=4, num_out=3):
@@ -25,10 +28,18 @@ def mean_loss(y, target):
   return jnp.mean(jnp.sum(jnp.log(jnp.cosh(y - target)), axis=-1))
 
 
+@functools.partial(quick_jit, static_argnums=2)
 def stepped(kernel, gradients, eta):
   tx = scale_by_delta_gradient_descent(eta)
   direction, _ = tx.update(gradients, tx.init(kernel), kernel)
   return optax.apply_updates(kernel, jax.tree.map(lambda d: -eta * d, direction))
+
+
+def update(tx, gradients, params):
+  """The first updates."""
+  return quick_jit(lambda *args: tx.update(args[0], tx.init(args[1]), args[1])[0])(
+    gradients, params
+  )
 
 
 # ----- dense
@@ -66,7 +77,7 @@ def test_dense_under_vmap_is_a_batch_of_layers():
   x, target, _ = data((2, 5))
   kernels = capture(jax.random.normal(jax.random.key(1), (2, 4, 3)))
   one = jax.grad(lambda kernel, x, target: mean_loss(dense(x, kernel), target))
-  got = jax.vmap(one)(kernels, x, target)
+  got, one = quick_jit(jax.vmap(one))(kernels, x, target), quick_jit(one)
   for i in range(2):
     want = one(capture(kernels.weight[i]), x[i], target[i])
     np.testing.assert_allclose(got.weight[i], want.weight, rtol=1e-5)
@@ -76,16 +87,17 @@ def test_dense_under_vmap_is_a_batch_of_layers():
 @pytest.mark.usefixtures('float64')
 def test_dense_has_second_derivatives():
   x, target, weight = data()
-  got = jax.hessian(lambda w: mean_loss(dense(x, capture(w)), target))(weight)
-  want = jax.hessian(lambda w: mean_loss(x @ w, target))(weight)
+  got = quick_jit(jax.hessian(lambda w: mean_loss(dense(x, capture(w)), target)))(weight)
+  want = quick_jit(jax.hessian(lambda w: mean_loss(x @ w, target)))(weight)
   np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
 
 
 def test_dense_keeps_dtypes():
   x, target, weight = (array.astype(jnp.bfloat16) for array in data())
   kernel = capture(weight)
-  gradients = jax.grad(lambda kernel: mean_loss(dense(x, kernel), target))(kernel)
-  assert dense(x, kernel).dtype == jnp.bfloat16
+  loss = lambda kernel: mean_loss(dense(x, kernel), target)  # noqa: E731
+  gradients = jax.eval_shape(jax.grad(loss), kernel)
+  assert jax.eval_shape(dense, x, kernel).dtype == jnp.bfloat16
   assert (gradients.weight.dtype, gradients.moment.dtype) == (jnp.bfloat16, jnp.float32)
 
 
@@ -99,11 +111,11 @@ def test_capture_refuses_vectors():
 
 @pytest.mark.usefixtures('float64')
 def test_one_sample_takes_the_step_of_the_paper(eta=0.3):
-  x, target, weight = data(())
+  x, target, weight = map(np.asarray, data(()))
   kernel = capture(weight)
-  gradients = jax.grad(lambda kernel: mean_loss(dense(x, kernel), target))(kernel)
+  gradients = quick_jit(jax.grad(lambda kernel: mean_loss(dense(x, kernel), target)))(kernel)
   proximal = eta / (1 + eta * x @ x)
-  want = (np.eye(4) - proximal * np.outer(x, x)) @ weight - proximal * gradients.weight
+  want = (np.eye(4) - proximal * np.outer(x, x)) @ weight - proximal * np.asarray(gradients.weight)
   np.testing.assert_allclose(stepped(kernel, gradients, eta).weight, want, rtol=1e-12)
 
 
@@ -112,18 +124,22 @@ def test_batch_takes_the_proximal_minimiser(eta=0.3):
   """Of the objective written out, by one Newton step from zeros, which is exact."""
   x, target, weight = data()
   kernel = capture(weight)
-  gradients = jax.grad(lambda kernel: mean_loss(dense(x, kernel), target))(kernel)
-  u = -jax.vmap(jax.grad(mean_loss))(x @ weight, target)
+  gradients = quick_jit(jax.grad(lambda kernel: mean_loss(dense(x, kernel), target)))(kernel)
 
-  def objective(flat):
-    w = flat.reshape(weight.shape)
-    fit = jnp.mean(jnp.sum((x @ w - u) ** 2, axis=-1)) / 2
-    return fit + jnp.sum((w - weight) ** 2) / (2 * eta)
+  @quick_jit
+  def derivatives(flat):
+    u = -jax.vmap(jax.grad(mean_loss))(x @ weight, target)
 
-  zeros = jnp.zeros(weight.size)
-  want = -jnp.linalg.solve(jax.hessian(objective)(zeros), jax.grad(objective)(zeros))
+    def objective(flat):
+      w = flat.reshape(weight.shape)
+      fit = jnp.mean(jnp.sum((x @ w - u) ** 2, axis=-1)) / 2
+      return fit + jnp.sum((w - weight) ** 2) / (2 * eta)
+
+    return jax.hessian(objective)(flat), jax.grad(objective)(flat)
+
+  want = -np.linalg.solve(*derivatives(np.zeros(weight.size)))
   got = stepped(kernel, gradients, eta).weight
-  np.testing.assert_allclose(got.reshape(-1), want, rtol=1e-10)
+  np.testing.assert_allclose(np.ravel(got), want, rtol=1e-10)
 
 
 def test_moments_stay_zero_and_other_leaves_pass():
@@ -133,9 +149,8 @@ def test_moments_stay_zero_and_other_leaves_pass():
   def loss(params):
     return mean_loss(dense(x, params['layer']) + params['bias'].reshape(1, 3), target)
 
-  gradients = jax.grad(loss)(params)
-  tx = scale_by_delta_gradient_descent(0.1)
-  updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+  gradients = quick_jit(jax.grad(loss))(params)
+  updates = update(scale_by_delta_gradient_descent(0.1), gradients, params)
   assert not updates['layer'].moment.any()
   np.testing.assert_array_equal(updates['bias'], gradients['bias'])
 
@@ -169,8 +184,7 @@ def test_zero_gradients_leave_kernels():
 
 def test_bfloat16_kernels_have_bfloat16_updates():
   kernel = capture(jnp.ones((4, 3), jnp.bfloat16))
-  tx = scale_by_delta_gradient_descent(0.1)
-  updates, _ = tx.update(kernel, tx.init(kernel), kernel)
+  updates = update(scale_by_delta_gradient_descent(0.1), kernel, kernel)
   assert (updates.weight.dtype, updates.moment.dtype) == (jnp.bfloat16, jnp.float32)
 
 
@@ -197,23 +211,20 @@ def mixed_problem():
     y = dense(x, first) + second['bias'].reshape(1, 1, 3)
     return mean_loss(params['scale'] * y, target)
 
-  return params, jax.grad(loss)(params)
+  return params, quick_jit(jax.grad(loss))(params)
 
 
 def test_adamw_takes_what_is_not_captured():
   params, gradients = mixed_problem()
-  tx = delta_gradient_descent(0.1, weight_decay=0.01)
-  updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
-  adamw = optax.adamw(0.1, weight_decay=0.01)
-  want, _ = adamw.update(gradients, adamw.init(params), params)
+  updates = update(delta_gradient_descent(0.1, weight_decay=0.01), gradients, params)
+  want = update(optax.adamw(0.1, weight_decay=0.01), gradients, params)
   np.testing.assert_allclose(updates['layers'][1]['bias'], want['layers'][1]['bias'], rtol=1e-5)
   np.testing.assert_allclose(updates['scale'], want['scale'], rtol=1e-5)
 
 
 def test_captured_kernels_decay_next_to_their_step():
   params, gradients = mixed_problem()
-  tx = delta_gradient_descent(0.1, weight_decay=0.01)
-  updates, _ = tx.update(gradients, tx.init(params), params)
+  updates = update(delta_gradient_descent(0.1, weight_decay=0.01), gradients, params)
   kernel = params['layers'][0]
   want = stepped(kernel, gradients['layers'][0], 0.1).weight - 0.1 * 0.01 * kernel.weight
   got = optax.apply_updates(kernel, updates['layers'][0])
@@ -223,45 +234,44 @@ def test_captured_kernels_decay_next_to_their_step():
 
 def test_other_replaces_adamw():
   params, gradients = mixed_problem()
-  tx = delta_gradient_descent(0.1, other=optax.sgd(1.0))
-  updates, _ = tx.update(gradients, tx.init(params), params)
+  updates = update(delta_gradient_descent(0.1, other=optax.sgd(1.0)), gradients, params)
   np.testing.assert_allclose(updates['scale'], -gradients['scale'], rtol=1e-6)
 
 
 def test_delta_gradient_descent_takes_an_injected_learning_rate():
   params, gradients = mixed_problem()
   tx = optax.inject_hyperparams(delta_gradient_descent)(learning_rate=0.1)
-  got, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
-  plain = delta_gradient_descent(0.1)
-  want, _ = plain.update(gradients, plain.init(params), params)
+  got, want = (update(one, gradients, params) for one in (tx, delta_gradient_descent(0.1)))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
 
 
 def forgetting(tx, params, apply, num_steps=60):
   """Loss after all of three tasks minus loss after each; on orthogonal subspaces of inputs."""
-  basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (12, 12)))[0]
+  bases = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (12, 12)))[0].T.reshape(3, 4, 12)
   targets = jax.random.normal(jax.random.key(1), (3, 12, 3))
 
   def loss(params, task, key):
-    x = jax.random.normal(key, (8, 4)) @ basis[:, 4 * task : 4 * task + 4].T
+    x = jax.random.normal(key, (8, 4)) @ bases[task]
     return jnp.mean(jnp.sum((apply(x, params) - x @ targets[task]) ** 2, axis=-1)) / 2
 
-  state, before, after = tx.init(params), [], []
-  test_key = jax.random.key(2)
-  for task in range(3):
-
-    def step(carry, key, task=task):
+  def learn(carry, task):
+    def step(carry, key):
       params, state = carry
       updates, state = tx.update(jax.grad(loss)(params, task, key), state, params)
       return (optax.apply_updates(params, updates), state), None
 
-    start = loss(params, task, test_key)
+    before = loss(carry[0], task, test_key)
     keys = jax.random.split(jax.random.key(task), num_steps)
-    (params, state), _ = jax.lax.scan(step, (params, state), keys)
-    after.append(loss(params, task, test_key))
-    before.append(start)
-  final = [loss(params, task, test_key) for task in range(3)]
-  return np.array(before), np.array(after), np.array(final)
+    carry, _ = jax.lax.scan(step, carry, keys)
+    return carry, (before, loss(carry[0], task, test_key))
+
+  @quick_jit
+  def all_tasks():
+    carry, (before, after) = jax.lax.scan(learn, (params, tx.init(params)), jnp.arange(3))
+    return before, after, jax.vmap(lambda task: loss(carry[0], task, test_key))(jnp.arange(3))
+
+  test_key = jax.random.key(2)
+  return map(np.asarray, all_tasks())
 
 
 @pytest.mark.usefixtures('float64')
@@ -282,6 +292,6 @@ def test_delta_gradient_descent_may_be_masked(captured):
   mask = {'layer': Captured(captured, captured), 'other': not captured}
   tx = optax.masked(delta_gradient_descent(0.1), mask)
   gradients = {'layer': Captured(jnp.ones((3, 2)), jnp.eye(3)), 'other': jnp.ones(2)}
-  updates, _ = tx.update(gradients, tx.init(params), params)
+  updates = update(tx, gradients, params)
   assert bool((updates['layer'].weight == 1).all()) is not captured
   assert bool((updates['other'] == 1).all()) is captured

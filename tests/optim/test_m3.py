@@ -9,19 +9,22 @@ import pytest
 from nlx import optim
 
 SHAPE = (4, 6)
+ORTHOGONALIZE = jax.jit(optim.newton_schulz)
 OPTIONS = {'decay': 0.9, 'slow_decay': 0.8, 'slow_weight': 0.7, 'second_decay': 0.99}
 
 
 def gradients(num_steps):
-  return jax.random.normal(jax.random.key(0), (num_steps, *SHAPE))
+  return np.asarray(jax.random.normal(jax.random.key(0), (num_steps, *SHAPE)))
 
 
-def run(tx, num_steps):
-  state, updates = tx.init(jnp.zeros(SHAPE)), []
+def run(tx, num_steps, factor=1.0):
+  """Updates, and the states after each of them."""
+  state, updates, states = jax.jit(tx.init)(jnp.zeros(SHAPE)), [], []
   for gradient in gradients(num_steps):
-    update, state = jax.jit(tx.update)(gradient, state)
+    update, state = jax.jit(tx.update)(factor * gradient, state)
     updates.append(update)
-  return np.stack(updates), state
+    states.append(state)
+  return np.stack(updates), states
 
 
 def reference(num_steps, periods, *, decay, slow_decay, slow_weight, second_decay, kind, literal):
@@ -30,10 +33,10 @@ def reference(num_steps, periods, *, decay, slow_decay, slow_weight, second_deca
   def average(memory, new, decay):
     return (memory if literal else decay * memory) + (1 - decay) * new
 
-  ns = optim.newton_schulz
-  fast, second = jnp.zeros(SHAPE), jnp.zeros(SHAPE)
-  slow = [jnp.zeros(SHAPE) for _ in periods]
-  sums = [jnp.zeros(SHAPE) for _ in periods]
+  ns = lambda x: np.asarray(ORTHOGONALIZE(x))  # noqa: E731
+  fast, second = np.zeros(SHAPE), np.zeros(SHAPE)
+  slow = [np.zeros(SHAPE) for _ in periods]
+  sums = [np.zeros(SHAPE) for _ in periods]
   updates = []
   for step, gradient in enumerate(gradients(num_steps), 1):
     fast = average(fast, gradient, decay)
@@ -43,13 +46,13 @@ def reference(num_steps, periods, *, decay, slow_decay, slow_weight, second_deca
       sums[i] = sums[i] + gradient
       if step % period == 0:
         slow[i] = average(slow[i], sums[i], slow_decay)
-        sums[i] = jnp.zeros(SHAPE)
+        sums[i] = np.zeros(SHAPE)
       update = update + slow_weight * ns(slow[i])
-    root = jnp.sqrt(second)
+    root = np.sqrt(second)
     if kind == 'relative':
       seen = 1 - second_decay**step
-      filled = second + (1 - seen) * jnp.mean(second) / seen  # What is not seen is the mean.
-      root = jnp.sqrt(filled / jnp.mean(filled))
+      filled = second + (1 - seen) * np.mean(second) / seen  # What is not seen is the mean.
+      root = np.sqrt(filled / np.mean(filled))
     updates.append(update if kind == 'none' else update / (root + 1e-8))
   return np.stack(updates)
 
@@ -73,7 +76,7 @@ def test_literal_m3_is_the_printed_algorithm():
 def test_m3_takes_no_leap_where_its_first_gradient_is_small():
   gradient = jnp.ones(SHAPE).at[0, 0].set(1e-6)
   tx = optim.scale_by_m3(second_decay=0.999)
-  updates, _ = tx.update(gradient, tx.init(jnp.zeros(SHAPE)))
+  updates, _ = jax.jit(tx.update)(gradient, jax.jit(tx.init)(jnp.zeros(SHAPE)))
   assert jnp.abs(updates).max() < 1
 
 
@@ -93,18 +96,14 @@ def test_m3_orthogonalises_its_slow_memory_once_per_period():
     return optim.newton_schulz(tree)
 
   tx = optim.scale_by_m3(4, orthogonalize=counting)
-  _, state = run(tx, 8)
-  jax.block_until_ready(state)
+  jax.block_until_ready(run(tx, 8))
   jax.effects_barrier()
   assert len(calls) == 8 + 2
 
 
 def test_m3_holds_its_slow_direction_within_a_period():
-  tx = optim.scale_by_m3(4)
-  state, outputs = tx.init(jnp.zeros(SHAPE)), []
-  for gradient in gradients(9):
-    _, state = tx.update(gradient, state)
-    outputs.append(state.slow[0].held.output)
+  _, states = run(optim.scale_by_m3(4), 9)
+  outputs = [np.asarray(state.slow[0].held.output) for state in states]
   assert not outputs[2].any()
   np.testing.assert_array_equal(outputs[3], outputs[6])
   assert (outputs[6] != outputs[7]).any()
@@ -113,21 +112,17 @@ def test_m3_holds_its_slow_direction_within_a_period():
 @pytest.mark.parametrize('kind, degree', [('relative', 0), ('none', 0), ('literal', -1)])
 def test_m3_step_scales_with_the_gradient_as_documented(kind, degree):
   tx = optim.scale_by_m3(2, second_moment=kind)
-  norms = []
-  for factor in (1.0, 1e3):
-    updates, state = None, tx.init(jnp.zeros(SHAPE))
-    for gradient in gradients(4):
-      updates, state = tx.update(factor * gradient, state)
-    norms.append(np.linalg.norm(updates))
+  norms = [np.linalg.norm(run(tx, 4, factor)[0][-1]) for factor in (1.0, 1e3)]
   assert np.log10(norms[1] / norms[0]) / 3 == pytest.approx(degree, abs=0.01)
 
 
 def test_m3_gives_adamw_what_is_no_matrix():
   params = {'w': jnp.ones((3, 3)), 'bias': jnp.ones(3), 'embedding': jnp.ones((5, 3))}
   grads = jax.tree.map(lambda p: jnp.arange(1.0, p.size + 1).reshape(p.shape), params)
-  tx, adamw = optim.m3(0.1), optax.adamw(0.1, weight_decay=0.0)
-  got, _ = tx.update(grads, tx.init(params), params)
-  want, _ = adamw.update(grads, adamw.init(params), params)
+  got, want = (
+    jax.jit(lambda tx=tx: tx.update(grads, tx.init(params), params)[0])()
+    for tx in (optim.m3(0.1), optax.adamw(0.1, weight_decay=0.0))
+  )
   for name in ('bias', 'embedding'):
     np.testing.assert_allclose(got[name], want[name], rtol=1e-6)
   assert not np.allclose(got['w'], want['w'], rtol=1e-2)
@@ -139,8 +134,10 @@ def test_m3_takes_labels_and_options_of_adamw():
   tx = optim.m3(0.1, labels=labels, adamw={'learning_rate': 1.0, 'b1': 0.5})
   adamw = optax.adamw(1.0, b1=0.5, weight_decay=0.0)
   grads = {'w': jnp.arange(9.0).reshape(3, 3)}
-  got, _ = tx.update(grads, tx.init(params), params)
-  np.testing.assert_allclose(got['w'], adamw.update(grads, adamw.init(params), params)[0]['w'])
+  got, want = (
+    jax.jit(lambda tx=tx: tx.update(grads, tx.init(params), params)[0])() for tx in (tx, adamw)
+  )
+  np.testing.assert_allclose(got['w'], want['w'])
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,14 @@ def test_loops_of_unknown_length_are_counted():
   assert work(parse(TEXT.replace('direction=LT', 'direction=NE'))).unknown_loops == 1
 
 
+def test_branches_of_a_condition_count():
+  choose = lambda x: jax.lax.cond(x[0] > 0, jnp.sin, lambda x: jnp.sort(x)[::-1], x)  # noqa: E731
+  pick = lambda x: jax.lax.switch(x[0].astype(int), [jnp.sin, jnp.cos, jnp.sort], x)  # noqa: E731
+  for function, branches in ((choose, 2), (pick, 3)):
+    text = jax.jit(function).lower(jnp.ones(1024)).compile().as_text()
+    assert work(parse(text)).traffic >= branches * 2 * 4096
+
+
 def test_arrays_know_their_size_and_memory():
   found = arrays('(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, s32[], /*index=2*/pred[5]{0}, token[])')
   assert found == [

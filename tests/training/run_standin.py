@@ -1,12 +1,9 @@
-"""Trains the stand-in in a process of its own: WORKDIR [BATCH SIGNAL].
+"""Trains the stand-in in a process of its own, which may send itself a signal."""
 
-At that batch it sends itself the signal.
-"""
-
+import contextlib
 import json
 import os
 import signal
-import sys
 import time
 
 from nlx import training
@@ -31,15 +28,13 @@ class Signalling:
     return getattr(self.batches, name)
 
 
-def main(workdir, batch='0', name='SIGKILL'):
+def main(output, workdir, batch=0, name='SIGKILL'):
+  """Prints into the file `output`; the signal of this name comes at this batch, unless 0."""
   task = standin.make_task(steps=50)
-  task = task._replace(batches=Signalling(task.batches, int(batch), name))
+  task = task._replace(batches=Signalling(task.batches, batch, name))
   settings = training.Settings(steps=50, log_every=3, eval_every=10, checkpoint_every=10)
-  try:
-    print(json.dumps(training.train(task, settings, standin.make_state(task), workdir)))
-  except training.Preempted as end:
-    print(json.dumps({'ended': end.step}))
-
-
-if __name__ == '__main__':
-  main(*sys.argv[1:])
+  with output.open('w') as file, contextlib.redirect_stdout(file):
+    try:
+      print(json.dumps(training.train(task, settings, standin.make_state(task), workdir)))
+    except training.Preempted as end:
+      print(json.dumps({'ended': end.step}))

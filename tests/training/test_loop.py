@@ -1,9 +1,8 @@
 import json
 import math
+import multiprocessing
 import pathlib
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from nlx import core, parallel, training
-from tests.training import standin
+from tests.training import run_standin, standin
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = training.Settings(steps=20, log_every=5, eval_every=10, checkpoint_every=10)
@@ -113,33 +112,33 @@ def test_setting_out_of_range_is_an_error(tmp_path):
     run(tmp_path, SETTINGS._replace(log_every=0))
 
 
-def start(workdir, *death):
-  command = [sys.executable, '-m', 'tests.training.run_standin', str(workdir), *map(str, death)]
-  return subprocess.Popen(
-    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  )
+def run_in_a_process(workdir, *death):
+  """Returns how the process ended, and what it printed."""
+  processes = multiprocessing.get_context('forkserver')
+  processes.set_forkserver_preload([run_standin.__name__])  # Imports take longer than training.
+  output = workdir.with_suffix('.txt')
+  process = processes.Process(target=run_standin.main, args=(output, workdir, *death), daemon=True)
+  process.start()
+  process.join(timeout=120)
+  return process.exitcode, output.read_text().splitlines()
 
 
 def test_killed_run_ends_with_the_same_numbers_bit_for_bit(tmp_path):
-  whole = start(tmp_path / 'whole')
   # Before the first checkpoint, while one is being saved, and between two.
   for death in (5, 12, 27):
-    killed = start(tmp_path / 'killed', death, 'SIGKILL')
-    killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    code, _ = run_in_a_process(tmp_path / 'killed', death, 'SIGKILL')
+    assert code == -signal.SIGKILL
   # Told to end between two checkpoints, and then where it saves anyway.
   for batch, last_digit in ((7, 7), (3, 0)):
-    told = start(tmp_path / 'killed', batch, 'SIGTERM')
-    out, err = told.communicate(timeout=120)
-    assert told.returncode == 0, err
-    assert json.loads(out.splitlines()[-1])['ended'] % 10 == last_digit
-  last = start(tmp_path / 'killed')
+    code, lines = run_in_a_process(tmp_path / 'killed', batch, 'SIGTERM')
+    assert code == 0
+    assert json.loads(lines[-1])['ended'] % 10 == last_digit
   summaries = []
-  for process in (whole, last):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    summaries.append(json.loads(out.splitlines()[-1]))
-  assert 'Resuming from step' in out
+  for name in ('whole', 'killed'):
+    code, lines = run_in_a_process(tmp_path / name)
+    assert code == 0
+    summaries.append(json.loads(lines[-1]))
+  assert any('Resuming from step' in line for line in lines)
   assert numbers(summaries[0]) == numbers(summaries[1])
   for name in ('train_loss', 'grad_norm', 'val_loss'):
     assert rows(tmp_path / 'whole', name) == rows(tmp_path / 'killed', name)

@@ -11,7 +11,7 @@ from nlx import optim, training
 def rates(**changes):
   arguments = {'peak': 2.0, 'warmup_steps': 4, 'total_steps': 12, 'floor': 0.1, **changes}
   schedule = training.warmup_cosine(arguments.pop('peak'), **arguments)
-  return np.array([float(schedule(step)) for step in range(arguments['total_steps'] + 3)])
+  return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(arguments['total_steps'] + 3)))
 
 
 def test_schedule_rises_linearly():
@@ -48,11 +48,11 @@ def test_schedule_out_of_range_is_an_error(changes, message):
     rates(**changes)
 
 
-def first_update(grads, **options):
-  """The update of parameters that are all ones."""
-  tx = training.optimizer('adamw', 0.1, **options)
-  params = jax.tree.map(jnp.ones_like, grads)
-  return tx.update(grads, tx.init(params), params)[0]
+def first_update(grads, params=None, name='adamw', rate=0.1, **options):
+  """The update of parameters that are all ones if not given."""
+  tx = training.optimizer(name, rate, **options)
+  params = jax.tree.map(jnp.ones_like, grads) if params is None else params
+  return jax.jit(lambda *args: tx.update(args[0], tx.init(args[1]), args[1])[0])(grads, params)
 
 
 def test_weight_decay_shrinks_matrices_only():
@@ -112,32 +112,30 @@ def test_optimizer_table_takes_new_entries(monkeypatch):
 
 def small_params():
   """A tree like that of a model: stacked layers, an embedding, a head."""
-  return {
-    'embedding': jnp.ones((8, 4)),
-    'blocks': {'kernel': jnp.ones((2, 4, 6)), 'scale': jnp.ones((2, 4)), 'conv': jnp.ones((3, 4))},
-    'head': {'kernel': jnp.ones((4, 8))},
+  shapes = {
+    'embedding': (8, 4),
+    'blocks': {'kernel': (2, 4, 6), 'scale': (2, 4), 'conv': (3, 4)},
+    'head': {'kernel': (4, 8)},
   }
+  is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+  return jax.tree.map(lambda shape: np.ones(shape, np.float32), shapes, is_leaf=is_shape)
 
 
 @pytest.mark.parametrize('name', sorted(set(training.OPTIMIZERS) - {'delta_gradient_descent'}))
 def test_every_optimizer_moves_a_model(name):
   params = small_params()
   mask = functools.partial(training.matrices, stacked=('blocks',))
-  tx = training.optimizer(name, 1e-2, weight_decay=0.1, decay_mask=mask)
-  updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+  updates = first_update(params, name=name, rate=1e-2, weight_decay=0.1, decay_mask=mask)
   assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
-  assert all(bool((update != 0).any()) for update in jax.tree.leaves(updates))
+  assert all(np.any(update) for update in jax.tree.leaves(updates))
 
 
 def test_matrix_rules_leave_embedding_head_and_vectors_of_layers_to_adamw():
-  params = small_params()
   mask = functools.partial(training.matrices, stacked=('blocks',))
-  grads = jax.tree.map(lambda p: jnp.arange(1.0, p.size + 1).reshape(p.shape), params)
-  updates = {}
-  for name in ('muon', 'adamw'):
-    tx = training.optimizer(name, 1e-2, decay_mask=mask, clip_norm=None)
-    updates[name], _ = tx.update(grads, tx.init(params), params)
-  same = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b)), updates['muon'], updates['adamw'])
+  grads = jax.tree.map(lambda p: np.arange(1.0, p.size + 1).reshape(p.shape), small_params())
+  options = {'rate': 1e-2, 'decay_mask': mask, 'clip_norm': None}
+  updates = [first_update(grads, name=name, **options) for name in ('muon', 'adamw')]
+  same = jax.tree.map(lambda a, b: np.allclose(a, b), *updates)
   layers = {'kernel': False, 'scale': True, 'conv': True}
   assert same == {'embedding': True, 'blocks': layers, 'head': {'kernel': True}}
 
@@ -149,9 +147,7 @@ def test_delta_gradient_descent_refuses_a_model_without_captured_kernels():
 
 def test_delta_gradient_descent_takes_captured_kernels():
   params = {'layer': optim.capture(jnp.ones((2, 3)))}
-  tx = training.optimizer('delta_gradient_descent', 0.1)
-  grads = jax.tree.map(jnp.ones_like, params)
-  updates, _ = tx.update(grads, tx.init(params), params)
+  updates = first_update(params, name='delta_gradient_descent')
   assert updates['layer'].weight.any()
 
 
@@ -159,8 +155,8 @@ def test_clipping_leaves_captured_moments_alone():
   """They are large, but no gradients."""
   params = {'layer': optim.capture(jnp.ones((4, 3)))}
   grads = {'layer': optim.Captured(jnp.full((4, 3), 0.1), 100 * jnp.eye(4))}
-  found = []
-  for clip_norm in (1.0, None):
-    tx = training.optimizer('delta_gradient_descent', 0.1, clip_norm=clip_norm)
-    found.append(tx.update(grads, tx.init(params), params)[0]['layer'].weight)
+  found = [
+    first_update(grads, params, 'delta_gradient_descent', clip_norm=clip_norm)['layer'].weight
+    for clip_norm in (1.0, None)
+  ]
   np.testing.assert_allclose(*found, rtol=1e-6)
