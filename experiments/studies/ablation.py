@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.configs import lm
-from experiments.studies import Found, short_run
+from experiments.studies import Found, records, short_run
 
 TITLE = 'What each part of HOPE brings'
 CAPTION = (
@@ -51,12 +51,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def run(sizes: Sizes) -> Found:
   """Returns a row for each variant."""
   names = list(VARIANTS)[:2] if sizes.smoke else list(VARIANTS)
-  records = {name: remembered(sizes, name) for name in names}
-  bits = {name: np.array([one['bits_per_byte'] for one in records[name]]) for name in names}
+  found = {name: remembered(sizes, name) for name in names}
+  bits = {name: np.array([one['bits_per_byte'] for one in found[name]]) for name in names}
   rows = [
     {
       'model': name,
-      'parameters': records[name][0]['parameters'],
+      'parameters': found[name][0]['parameters'],
       'bits_per_byte': number(bits[name].mean()),
       'least': number(bits[name].min()),
       'greatest': number(bits[name].max()),
@@ -71,9 +71,9 @@ def run(sizes: Sizes) -> Found:
 def remembered(sizes: Sizes, name: str) -> list[dict[str, Any]]:
   """What the runs of one variant leave."""
   key = (name, sizes)
-  records = short_run.remember('ablation', key, lambda: measure(sizes, name))
-  print(name, records, flush=True)
-  return records
+  found = records.remember('ablation', key, lambda: measure(sizes, name))
+  print(name, found, flush=True)
+  return found
 
 
 def measure(sizes: Sizes, name: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import language_model
-from experiments.studies import Found, short_run
+from experiments.studies import Found, records, short_run
 from nlx import data, evaluation
 
 TITLE = 'One domain of text after another'
@@ -83,7 +83,7 @@ def run(sizes: Sizes) -> Found:
 
 def remembered(sizes: Sizes, name: str) -> list[dict[str, Any]]:
   """What the runs of a model leave, one for each seed."""
-  return short_run.remember('domains', (name, sizes), lambda: learn(sizes, name))
+  return records.remember('domains', (name, sizes), lambda: learn(sizes, name))
 
 
 def learn(sizes: Sizes, name: str) -> list[dict[str, Any]]:

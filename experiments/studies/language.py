@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarks import timing
 from experiments.configs import lm
-from experiments.studies import Found, short_run
+from experiments.studies import Found, records, short_run
 from nlx import training
 
 TITLE = 'Optimizers on language models'
@@ -94,7 +94,7 @@ def tune(sizes: Sizes, model: str, name: str) -> tuple[float, list[dict[str, Any
 
   def run(rate, seed):
     key = (model, name, rate, seed, sizes.steps)
-    return short_run.remember('language', key, lambda: train(sizes, model, name, rate, seed))
+    return records.remember('language', key, lambda: train(sizes, model, name, rate, seed))
 
   rates = RATES[_family(model)][name][: sizes.tries]
   tried = {rate: run(rate, sizes.seeds[0]) for rate in rates}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.studies import Found, short_run
+from experiments.studies import Found, records, short_run
 from nlx import data
 
 TITLE = 'Loss far beyond the length of training'
@@ -57,7 +57,7 @@ def run(sizes: Sizes) -> Found:
 def remembered(sizes: Sizes, name: str) -> list[dict[str, list[float]]]:
   """What a model of each seed leaves: its loss by position, and that of short readings."""
   key = (name, sizes)
-  return short_run.remember('long_context', key, lambda: measure(sizes, name))
+  return records.remember('long_context', key, lambda: measure(sizes, name))
 
 
 def measure(sizes: Sizes, name: str) -> list[dict[str, list[float]]]:

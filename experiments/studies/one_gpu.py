@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments import common, language_model
 from experiments.configs import lm
 from experiments.reporting import provenance
-from experiments.studies import Found, short_run
+from experiments.studies import Found, records
 from nlx import data, training
 
 TITLE = 'One GPU'
@@ -157,4 +157,4 @@ def plot(gpu: list[float], cpu: list[float], name: str) -> Figure:
 
 if __name__ == '__main__':
   asked = Run(*json.loads(sys.argv[1]))
-  print(json.dumps(short_run.remember('one_gpu', asked, lambda: train(asked))))
+  print(json.dumps(records.remember('one_gpu', asked, lambda: train(asked))))

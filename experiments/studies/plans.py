@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments import planning
 from experiments.reporting import provenance
-from experiments.studies import Found, short_run
+from experiments.studies import Found, records
 
 TITLE = 'Training steps compiled for TPU slices'
 CAPTION = (
@@ -68,7 +68,7 @@ def run(sizes: Sizes) -> Found:
   """Returns a row for each case; compiles each in a process of its own."""
   rows = []
   for case in sizes.cases:
-    rows.append(short_run.remember('plans', case, functools.partial(compiled, case)))
+    rows.append(records.remember('plans', case, functools.partial(compiled, case)))
     print(rows[-1], flush=True)
   return Found(rows, None)
 

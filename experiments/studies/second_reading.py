@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.studies import Found, short_run
+from experiments.studies import Found, records, short_run
 from nlx import data
 
 TITLE = 'A text read twice'
@@ -47,13 +47,13 @@ BIN = 256  # tokens, in the figure
 
 def run(sizes: Sizes) -> Found:
   """Returns a row for each model and seed, and the curves."""
-  records = [
+  found = [
     {'periods': periods, **record}
     for periods in sizes.periods
     for record in remembered(sizes, periods)
   ]
-  rows = [{'levels': levels(one), **one['row']} for one in records]
-  return Found(rows, plot(sizes, records))
+  rows = [{'levels': levels(one), **one['row']} for one in found]
+  return Found(rows, plot(sizes, found))
 
 
 def levels(record: dict[str, Any]) -> int:
@@ -63,9 +63,9 @@ def levels(record: dict[str, Any]) -> int:
 
 def remembered(sizes: Sizes, periods: tuple[int, ...]) -> list[dict[str, Any]]:
   """What models of as many levels leave, one for each seed."""
-  records = short_run.remember('second_reading', (periods, sizes), lambda: measure(sizes, periods))
-  print(periods, [record['row'] for record in records], flush=True)
-  return records
+  found = records.remember('second_reading', (periods, sizes), lambda: measure(sizes, periods))
+  print(periods, [one['row'] for one in found], flush=True)
+  return found
 
 
 def measure(sizes: Sizes, periods: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -119,23 +119,23 @@ def halves(bits: jnp.ndarray) -> tuple[float, float, list[float]]:
   return float(first.mean()), float(second.mean()), bits.reshape(-1, width).mean(axis=1).tolist()
 
 
-def plot(sizes: Sizes, records: list[dict[str, Any]]) -> Figure:
+def plot(sizes: Sizes, found: list[dict[str, Any]]) -> Figure:
   """The gain of every model, and the losses along both readings as slower levels are added."""
   figure = Figure(figsize=(9, 3.8), layout='constrained')
   left, right = figure.subplots(1, 2)
   marks = ('o', 's', '^', 'v', 'D', 'P', 'X')
   for periods, mark in zip(sizes.periods, marks, strict=False):
-    own = [one['row'] for one in records if one['periods'] == periods]
+    own = [one['row'] for one in found if one['periods'] == periods]
     count, label = levels({'periods': periods}), own[0]['periods']
     (line,) = left.plot([count] * len(own), [row['gain'] for row in own], mark, label=label)
     still = [row['gain_without_learning'] for row in own]
     left.plot([count] * len(own), still, mark, color=line.get_color(), fillstyle='none')
     if all(periods[:count]):
-      curve = np.mean([one['curve'] for one in records if one['periods'] == periods], axis=0)
+      curve = np.mean([one['curve'] for one in found if one['periods'] == periods], axis=0)
       tokens = (np.arange(len(curve)) + 0.5) * 2 * sizes.length / len(curve)
       right.plot(tokens, curve, color=line.get_color(), label=label)
   left.set(xlabel='levels that learn in context', ylabel='gain, bits per byte')
-  left.set_xticks(sorted({levels(one) for one in records}))
+  left.set_xticks(sorted({levels(one) for one in found}))
   left.legend(title='periods; hollow: rates at zero', fontsize='small')
   right.axvline(sizes.length, color='gray', linewidth=1)
   right.set(xlabel='bytes read', ylabel='bits per byte')

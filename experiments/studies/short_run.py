@@ -1,8 +1,7 @@
 """Short training runs of small language models, and what they make of a text."""
 
 import functools
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +12,11 @@ from flax import nnx
 
 from experiments import common, language_model
 from experiments.configs import lm
-from experiments.reporting import provenance
 from nlx import data, models, training
 
 WIDTH, NUM_HEADS, PARAMETERS = 64, 2, 250_000
 RATE_PER_TOKEN = 0.4 / 64  # Of blocks that learn in context, before it is learned.
 _TRAINED: dict[str, list[Any]] = {}
-FOLDER = provenance.ROOT / 'runs' / 'studies'
 
 
 class Trained(NamedTuple):
@@ -144,28 +141,3 @@ def windows(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
   """[count, length] stretches of a text, as far apart as it allows."""
   begins = np.linspace(0, len(tokens) - length, count).astype(int)
   return np.stack([tokens[begin : begin + length] for begin in begins])
-
-
-def remember(name: str, key: Iterable[Any], make: Callable[[], Any]) -> Any:
-  """Makes a record, or finds it where an interrupted study at the same commit has left it.
-
-  Args:
-    name: Of the study.
-    key: What the record depends on.
-    make: Makes the record, which JSON can hold.
-
-  Returns:
-    The record.
-  """
-  commit, path = provenance.commit(), FOLDER / f'{name}.jsonl'
-  full_key = json.loads(json.dumps([commit, *key]))
-  lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-  for line in map(json.loads, lines):
-    if line['key'] == full_key and not commit.endswith('-dirty'):
-      return line['record']
-  record = make()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('a', encoding='utf-8') as file:
-    file.write(json.dumps({'key': full_key, 'record': record}) + '\n')
-  jax.clear_caches()  # Dozens of compiled programs are more than a process may hold.
-  return record

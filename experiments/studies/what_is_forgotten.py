@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import language_model
-from experiments.studies import Found, domains, short_run
+from experiments.studies import Found, domains, records, short_run
 from nlx import data
 
 TITLE = 'Which weights forget'
@@ -46,7 +46,7 @@ def run(sizes: Sizes) -> Found:
   rows = []
   for name in sizes.models:
     key = (name, sizes)
-    rows += short_run.remember('what_is_forgotten', key, functools.partial(measure, sizes, name))
+    rows += records.remember('what_is_forgotten', key, functools.partial(measure, sizes, name))
     print(rows[-1], flush=True)
   return Found(rows, None)
 

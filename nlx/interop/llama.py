@@ -338,6 +338,8 @@ def _full_attention(config: models.LanguageModelConfig) -> AttentionConfig:
     raise ValueError(f'`model` must be a Transformer++, got the mixer {type(mixer).__name__}.')
   if mixer.window is not None:
     raise ValueError(f'`model` must have full attention, got a window of {mixer.window} tokens.')
+  if mixer.rope_base is None:
+    raise ValueError('`model` must have rotary positions, got the `rope_base` None.')
   if mixer.num_persistent:
     raise ValueError(f'`model` must have no persistent tokens, got {mixer.num_persistent}.')
   if config.cms.periods != (0,):

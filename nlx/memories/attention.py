@@ -20,10 +20,11 @@ class AttentionConfig:
     model_dim: D.
     num_heads: H, heads of queries.
     num_kv_heads: Heads of keys and values, each shared by equally many heads of queries; H if None.
-    head_dim: K, even; D / H if None.
+    head_dim: K; D / H if None. Even with rotary positions.
     window: How many tokens each sees, itself and those right before it; all if None.
     num_persistent: Learned tokens that every query sees, however far it is.
-    rope_base: Base of the wavelengths of rotary positions.
+    rope_base: Base of the wavelengths of rotary positions; no positions if None, so that
+      order shows in nothing but in what is seen.
     implementation: 'xla', which can be differentiated any number of times, as levels that learn in
       context need; or 'cudnn', fused and without a matrix of scores, which has first derivatives
       only and runs on NVIDIA GPUs in 16 bits, with K a multiple of 8 and, to train with a window,
@@ -38,7 +39,7 @@ class AttentionConfig:
   head_dim: int | None = None
   window: int | None = None
   num_persistent: int = 0
-  rope_base: float = 10_000.0
+  rope_base: float | None = 10_000.0
   implementation: Literal['xla', 'cudnn'] = 'xla'
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
@@ -50,10 +51,11 @@ class AttentionConfig:
     core.check_divides('num_kv_heads', self.kv_heads, 'num_heads', self.num_heads)
     if self.head_dim is None:
       core.check_divides('num_heads', self.num_heads, 'model_dim', self.model_dim)
-    core.check_divides('2 (rotary pairs)', 2, 'head_dim', self.key_dim)
     if self.num_persistent < 0:
       raise ValueError(f'`num_persistent` must be at least 0 tokens, got {self.num_persistent}.')
-    core.check_above_zero('rope_base', self.rope_base)
+    if self.rope_base is not None:
+      core.check_divides('2 (rotary pairs)', 2, 'head_dim', self.key_dim)
+      core.check_above_zero('rope_base', self.rope_base)
     core.check_choice('implementation', self.implementation, ('xla', 'cudnn'))
     if self.implementation == 'cudnn' and jnp.dtype(self.dtype).itemsize != 2:
       raise ValueError(
@@ -86,7 +88,10 @@ class AttentionConfig:
 
 
 class AttentionState(NamedTuple):
-  """Rotated keys, and values: of all tokens from place 0 on, or of the last ones up to the end."""
+  """Keys and values of all tokens from place 0 on, or of the last ones up to the end.
+
+  Keys are rotated, if there are positions.
+  """
 
   keys: jax.Array  # [B, S, heads, K], S = max_length or window
   values: jax.Array  # [B, S, heads, K]
@@ -95,7 +100,7 @@ class AttentionState(NamedTuple):
 
 
 class Attention(nnx.Module):
-  """Causal softmax attention with rotary positions, [B, T, D] to [B, T, D].
+  """Causal softmax attention, with rotary positions or without any, [B, T, D] to [B, T, D].
 
   It is the Nadaraya-Watson solution of the same L2 regression from keys to values that the other
   memories solve by gradient steps: over all tokens, or over a window of the last ones, whose state
@@ -148,7 +153,8 @@ class Attention(nnx.Module):
     """
     start = jnp.zeros((), jnp.int32) if state is None else state.length
     queries, keys, values = self._split(self.projection(x))
-    queries, keys = (rotate(part, start, self.config.rope_base) for part in (queries, keys))
+    if self.config.rope_base is not None:
+      queries, keys = (rotate(part, start, self.config.rope_base) for part in (queries, keys))
     if state is None and self.config.window:
       raise ValueError('`state` must be given: a sliding window reads on from the tokens before.')
     if state is None:

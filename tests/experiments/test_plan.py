@@ -12,7 +12,7 @@ from flax import nnx
 from experiments import common, language_model, planning
 from experiments.configs import lm
 from experiments.reporting import provenance
-from experiments.studies import plans, short_run
+from experiments.studies import plans, records
 from nlx import data, parallel
 
 FAMILY = 'linear_attention-smoke'  # Compiles in no time.
@@ -117,7 +117,7 @@ def test_plan_of_a_step_that_does_not_fit_says_why(monkeypatch):
 
 def test_study_has_a_row_for_each_case(tmp_path, monkeypatch):
   """In a process of its own, as the main is called."""
-  monkeypatch.setattr(short_run, 'FOLDER', tmp_path)
+  monkeypatch.setattr(records, 'FOLDER', tmp_path)
   (row,) = plans.run(plans.SMOKE).rows
   assert (row['config'], row['topology'], row['fits']) == (FAMILY, 'local', True)
   assert row['flops_per_token'] > 0 and row['gib'] > 0

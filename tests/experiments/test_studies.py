@@ -15,6 +15,7 @@ from experiments.studies import (
   domains,
   long_context,
   minute,
+  records,
   second_reading,
   short_run,
   what_is_forgotten,
@@ -36,7 +37,7 @@ from nlx import data, models, training
   ],
 )
 def test_study_finds_finite_numbers_and_draws_them(name, tmp_path, monkeypatch):
-  monkeypatch.setattr(short_run, 'FOLDER', tmp_path)
+  monkeypatch.setattr(records, 'FOLDER', tmp_path)
   study = importlib.import_module(f'experiments.studies.{name}')
   found = study.run(study.SMOKE)
   values = [value for row in found.rows for value in row.values()]
@@ -46,10 +47,10 @@ def test_study_finds_finite_numbers_and_draws_them(name, tmp_path, monkeypatch):
 
 
 def test_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
-  monkeypatch.setattr(short_run, 'FOLDER', tmp_path)
+  monkeypatch.setattr(records, 'FOLDER', tmp_path)
   monkeypatch.setattr(provenance, 'commit', lambda: 'a' * 12)
   runs = iter(range(10))
-  remember = lambda key: short_run.remember('study', key, lambda: {'run': next(runs)})  # noqa: E731
+  remember = lambda key: records.remember('study', key, lambda: {'run': next(runs)})  # noqa: E731
   assert [remember(key)['run'] for key in ((1, 'a'), (2, 'a'), (1, 'a'))] == [0, 1, 0]
   monkeypatch.setattr(provenance, 'commit', lambda: 'b' * 12)
   assert remember((1, 'a'))['run'] == 2

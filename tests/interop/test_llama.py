@@ -302,6 +302,7 @@ def test_damaged_config_is_refused(checkpoint, text, message):
     (models.hope(vocab_size=8, model_dim=8, num_layers=1, num_heads=2), 'SelfModifyingConfig'),
     (models.transformer(**SIZES, window=4), 'a window of 4 tokens'),
     (models.transformer(**SIZES, num_persistent=3), 'no persistent tokens, got 3'),
+    (models.transformer(**SIZES, rope_base=None), 'rotary positions, got the `rope_base` None'),
     (models.transformer(**SIZES, cms_periods=(0, 0)), r'cms.periods \(0,\), got \(0, 0\)'),
     (models.transformer(**SIZES, cms_periods=(8,)), r'cms.periods \(0,\), got \(8,\)'),
     (

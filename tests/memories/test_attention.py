@@ -24,6 +24,7 @@ KINDS = {
   'long window': {'window': LENGTH + 2},
   'grouped': {'num_heads': 4, 'num_kv_heads': 2},
   'persistent': {'num_persistent': 3},
+  'no positions': {'rope_base': None, 'head_dim': 3},
   'all': {
     'num_heads': 4,
     'num_kv_heads': 1,
@@ -81,6 +82,8 @@ def dense(config, parameters, x):
     return jnp.reshape(x @ kernel, (*x.shape[:-1], count, width))
 
   def turned(x):
+    if config.rope_base is None:
+      return x
     angles = np.arange(length)[:, None] * config.rope_base ** (-np.arange(half) / half)
     turn = jnp.exp(1j * angles)[None, :, None]
     both = (x[..., :half] + 1j * x[..., half:]) * turn

@@ -1,0 +1,134 @@
+"""What the parts of a study leave, so that one that was interrupted goes on where it was."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import jax
+from tqdm.auto import tqdm
+
+from experiments.reporting import provenance
+
+FOLDER = provenance.ROOT / 'runs' / 'studies'
+Job = TypeVar('Job', bound=tuple)
+
+
+def remember(name: str, key: Iterable[Any], make: Callable[[], Any]) -> Any:
+  """Makes a record, or finds it where an interrupted study at the same commit has left it.
+
+  Args:
+    name: Of the study.
+    key: What the record depends on.
+    make: Makes the record, which JSON can hold.
+
+  Returns:
+    The record.
+  """
+  left = _left(name)
+  if (text := _text(key)) in left:
+    return left[text]
+  record = make()
+  _keep(name, text, record)
+  jax.clear_caches()  # Dozens of compiled programs are more than a process may hold.
+  return record
+
+
+def remember_all(
+  name: str, jobs: Sequence[Job], make: Callable[[Job], Any], *, processes: int = 1
+) -> list[Any]:
+  """Makes the records of independent jobs in parallel, or finds them as `remember` does.
+
+  A bar shows how many are made and how long the rest will take.
+
+  Args:
+    name: Of the study.
+    jobs: What each record depends on; the longest first.
+    make: Makes a record; of a module, so that other processes find it.
+    processes: How many work at a time, each on a core of its own; 1 works in this one.
+
+  Returns:
+    The records, in the order of the jobs.
+
+  Raises:
+    Exception: That of the first job that fails; those at work are waited for, and kept.
+  """
+  left = _left(name)
+  missing = [job for job in jobs if _text(job) not in left]
+  bar = tqdm(total=len(missing), desc=name, unit='job', disable=None if missing else True)
+  with bar:
+    for job, record in _made(missing, make, min(processes, len(missing))):
+      _keep(name, _text(job), record)
+      left[_text(job)] = record
+      bar.update()
+  return [left[_text(job)] for job in jobs]
+
+
+def cores() -> int:
+  """How many processes can work side by side."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _made(jobs, make, processes):
+  """Pairs of jobs and records, in the order in which they are made."""
+  if processes <= 1:
+    for job in jobs:
+      yield job, make(job)
+      jax.clear_caches()
+    return
+  context = multiprocessing.get_context('spawn')  # A fork of JAX can hang.
+  places = context.SimpleQueue()
+  if hasattr(os, 'sched_getaffinity'):
+    for core in sorted(os.sched_getaffinity(0))[:processes]:
+      places.put(core)
+  pool = concurrent.futures.ProcessPoolExecutor(
+    processes, mp_context=context, initializer=_settle, initargs=(places,)
+  )
+  with pool:
+    running = {pool.submit(_work, make, job): job for job in jobs}
+    failed = None
+    for done in concurrent.futures.as_completed(running):
+      if done.cancelled():
+        continue
+      if done.exception() is None:
+        yield running[done], done.result()
+      else:
+        failed = failed or done.exception()
+        for other in running:
+          other.cancel()  # Those at work go on.
+  if failed:
+    raise failed
+
+
+def _settle(places: Any) -> None:
+  """Keeps a process on one core, which its own threads would else share with the others'."""
+  if not places.empty():
+    os.sched_setaffinity(0, {places.get()})
+
+
+def _work(make: Callable[[Job], Any], job: Job) -> Any:
+  record = make(job)
+  jax.clear_caches()
+  return record
+
+
+def _text(key: Iterable[Any]) -> str:
+  return json.dumps([provenance.commit(), *key])
+
+
+def _left(name: str) -> dict[str, Any]:
+  """The records of this commit by key; none of a commit with changes, which are any."""
+  path = FOLDER / f'{name}.jsonl'
+  if provenance.commit().endswith('-dirty') or not path.exists():
+    return {}
+  lines = map(json.loads, path.read_text(encoding='utf-8').splitlines())
+  return {json.dumps(line['key']): line['record'] for line in lines}
+
+
+def _keep(name: str, text: str, record: Any) -> None:
+  path = FOLDER / f'{name}.jsonl'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('a', encoding='utf-8') as file:
+    file.write(json.dumps({'key': json.loads(text), 'record': record}) + '\n')
