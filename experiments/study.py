@@ -28,6 +28,7 @@ STUDIES = (
   'long_context',
   'domains',
   'what_is_forgotten',
+  'formal_languages',
   'meshes',
   'plans',
   'one_gpu',

@@ -71,7 +71,8 @@ def train(
   Returns:
     The best rounds.
   """
-  graph, _, rest = nnx.split(make(nnx.Rngs(seeds[0])), nnx.Param, ...)
+  split: Any = nnx.split(make(nnx.Rngs(seeds[0])), nnx.Param, ...)
+  graph, _, rest = split
   starts = [nnx.as_pure(nnx.state(make(nnx.Rngs(seed)), nnx.Param)) for seed in seeds]
 
   def answer(params, tokens):

@@ -52,8 +52,8 @@ FULL = Sizes(
   (
     Run('hope-tiny', 100, fields=_BFLOAT16),
     Run('hope-tiny', 100, 'cpu'),
-    Run('hope-30m', 150, max_bytes=6_000_000),
-    Run('transformer-30m', 150, fields={'implementation': 'cudnn'}, max_bytes=6_000_000),
+    Run('hope-30m', 100, max_bytes=6_000_000),
+    Run('transformer-30m', 100, fields={'implementation': 'cudnn'}, max_bytes=6_000_000),
   )
 )
 SMOKE = Sizes(

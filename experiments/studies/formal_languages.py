@@ -1,0 +1,202 @@
+"""Which models learn which formal languages, and go on being right on longer strings."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+
+from experiments.studies import Found, labelled_run, records
+from nlx import evaluation, memories, models
+
+TITLE = 'Formal languages'
+CAPTION = (
+  'Strings of six languages, with a question after each symbol; a string counts if all answers are '
+  'right. Bin0 has unseen strings as long as those trained on, Bin1 longer ones, see '
+  '`nlx.evaluation.formal_language`. No model has positions. Every model was trained at each of '
+  'two learning rates, three seeds each; the round of training, and the learning rate, were chosen '
+  'by Bin0 alone, first by the share of right strings, then by the loss. `bin1` is the mean over '
+  'seeds, with the `least` and the `greatest`.'
+)
+DIM = 32
+
+
+class Language(NamedTuple):
+  """How long a language is learned, in rounds of some epochs."""
+
+  batch_size: int
+  rounds: int
+  epochs: float
+
+
+class Sizes(NamedTuple):
+  """What is trained."""
+
+  languages: dict[str, Language]
+  models: tuple[str, ...]
+  rates: tuple[float, ...] = (1e-2, 3e-3)
+  seeds: tuple[int, ...] = (0, 1, 2)
+  processes: int | None = None  # As many as there are cores if None.
+
+
+class Job(NamedTuple):
+  """All seeds of a model on a language at a learning rate."""
+
+  language: str
+  model: str
+  rate: float
+  seeds: tuple[int, ...]
+  schedule: Language
+
+
+class LSTM(nnx.Module):
+  """Embedding, LSTM layers, head."""
+
+  def __init__(self, vocab_size: int, width: int, num_layers: int, *, rngs: nnx.Rngs):
+    self.embedding = nnx.Embed(vocab_size, width, rngs=rngs)
+    self.layers = nnx.List(
+      nnx.RNN(nnx.OptimizedLSTMCell(width, width, rngs=rngs)) for _ in range(num_layers)
+    )
+    self.head = nnx.Linear(width, vocab_size, rngs=rngs)
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Logits [B, T, vocab_size] after each token [B, T]."""
+    x = self.embedding(tokens)
+    start = jnp.zeros((x.shape[0], x.shape[2]))
+    for layer in self.layers:
+      x = layer(x, initial_carry=(start, start))
+    return self.head(x)
+
+
+# One layer of memories that are written at every token, without momentum, which would blur what one
+# token does; the rest as theory asks, see the notes.
+HOPE = {
+  'num_layers': 1,
+  'num_heads': 8,
+  'cms_periods': (0,),
+  'cms_hidden': 3 * DIM,
+  'chunk_size': 1,
+  'projection_chunk_size': 1,
+  'memory_hidden': 8,
+  'rule': memories.dgd(),
+  'rate_gate': 'exponential',
+}
+TWO_LAYERS = {'num_layers': 2, 'num_heads': 4}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # Family and its options.
+  'Transformer++': ('transformer', {**TWO_LAYERS, 'rope_base': None}),
+  'linear attention': ('linear_attention', TWO_LAYERS),
+  'DeltaNet': ('deltanet', TWO_LAYERS),
+  'Titans': ('titans', {**TWO_LAYERS, 'memory_hidden': 8, 'chunk_size': 1}),
+  'HOPE': ('hope', HOPE),
+  'HOPE, static roles': ('hope', {**HOPE, 'adaptive': ()}),
+}
+MANY, LONG = Language(32, 12, 1), Language(8, 20, 1)
+LANGUAGES = {
+  'parity': MANY,
+  '(aa)*': LONG,
+  '(abab)*': LONG._replace(epochs=2),
+  'a^n b^n': Language(8, 60, 5),
+  'a^n b^n c^n': Language(8, 60, 5),
+  'shuffle_2': MANY,
+}
+FULL = Sizes(LANGUAGES, ('LSTM', *MODELS))
+SMOKE = Sizes({'a^n b^n': Language(4, 2, 0.2)}, ('LSTM', 'DeltaNet'), (1e-2,), (0,), processes=1)
+
+
+def run(sizes: Sizes) -> Found:
+  """Returns a row for each language and model."""
+  jobs = [
+    Job(language, model, rate, sizes.seeds, schedule)
+    for model in reversed(sizes.models)
+    for language, schedule in sizes.languages.items()
+    for rate in sizes.rates
+  ]
+  processes = sizes.processes or records.cores()
+  found = records.remember_all('formal_languages', jobs, measure, processes=processes)
+  rows = []
+  for language in sizes.languages:
+    for model in sizes.models:
+      tried = {
+        job.rate: record
+        for job, record in zip(jobs, found, strict=True)
+        if (job.language, job.model) == (language, model)
+      }
+      rate = max(tried, key=lambda rate: _score(tried[rate]))
+      rows.append(_row(language, model, rate, tried[rate]))
+  return Found(rows, plot(rows))
+
+
+def measure(job: Job) -> dict[str, Any]:
+  """Trains all seeds, and asks them about longer strings."""
+  train_set, bin0, bin1 = evaluation.formal_language(job.language)
+  make, logits = build(job.model, len(evaluation.FORMAL_LANGUAGES[job.language].alphabet))
+  trained = labelled_run.train(
+    make,
+    logits,
+    train_set,
+    bin0,
+    seeds=job.seeds,
+    tx=optax.adam(job.rate, b1=0.9, b2=0.995, eps=1e-9),
+    schedule=labelled_run.Schedule(*job.schedule),
+  )
+  longer = labelled_run.answers(trained.logits, trained.params, bin1)
+  return {
+    'parameters': sum(leaf[0].size for leaf in jax.tree.leaves(trained.params)),
+    'rounds': trained.rounds.tolist(),
+    'bin0': trained.sequence.tolist(),
+    'loss': trained.loss.tolist(),
+    'bin1': [
+      evaluation.accuracies(each, bin1.targets, bin1.mask).sequence for each in longer.predictions
+    ],
+  }
+
+
+def build(
+  name: str, num_symbols: int
+) -> tuple[Callable[[nnx.Rngs], nnx.Module], labelled_run.Logits]:
+  """Returns how a model is made, and what it answers: one of as many ids as there can be labels."""
+  vocab_size = max(num_symbols, 4)  # No language has more labels.
+  if name == 'LSTM':
+    return (lambda rngs: LSTM(vocab_size, DIM, 1, rngs=rngs)), lambda model, tokens: model(tokens)
+  family, options = MODELS[name]
+  config = models.FAMILIES[family](vocab_size=vocab_size, model_dim=DIM, **options)
+  return (lambda rngs: models.create(config, rngs=rngs)), labelled_run.language_logits
+
+
+def _score(record: dict[str, Any]) -> tuple[float, float]:
+  """How well the seeds of a learning rate did on Bin0."""
+  return float(np.mean(record['bin0'])), -float(np.mean(record['loss']))
+
+
+def _row(language: str, model: str, rate: float, record: dict[str, Any]) -> dict[str, Any]:
+  return {
+    'language': language,
+    'model': model,
+    'parameters': record['parameters'],
+    'rate': f'{rate:g}',
+    'bin0': 100 * float(np.mean(record['bin0'])),
+    'bin1': 100 * float(np.mean(record['bin1'])),
+    'least': 100 * min(record['bin1']),
+    'greatest': 100 * max(record['bin1']),
+  }
+
+
+def plot(rows: list[dict[str, Any]]) -> Figure:
+  """Bin0 and Bin1 of every model and language, the darker the more strings are right."""
+  languages, names = (
+    list(dict.fromkeys(row[key] for row in rows)) for key in ('language', 'model')
+  )
+  figure = Figure(figsize=(9, 0.8 + 0.4 * len(names)), layout='constrained')
+  for axes, key in zip(figure.subplots(1, 2, sharey=True), ('bin0', 'bin1'), strict=True):
+    shares = np.array([row[key] for row in rows]).reshape((len(languages), len(names))).T
+    axes.imshow(shares, cmap='Greys', vmin=0, vmax=140, aspect='auto')
+    for (i, j), share in np.ndenumerate(shares):
+      axes.text(j, i, f'{share:.4g}', ha='center', va='center', fontsize=8)
+    axes.set_xticks(range(len(languages)), languages, rotation=30, ha='right')
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title(key.capitalize() + ', % of strings')
+  return figure
