@@ -39,6 +39,9 @@ class SelfModifyingConfig:
     reads: 'token' or 'chunk', see `nlx.memories.layer`.
     rate_gate: 'sigmoid', eta in (0, 1), or 'exponential', so that the proximal rate of a unit key
       covers (0, 1), which tracking a state needs.
+    rate_bias: Initial logit of the rate in the first head and in the last, evenly spaced between.
+      Large ones overwrite what the key held: with DGD and an exponential gate, what is stored for
+      it is multiplied by about 1 - 2 sigmoid(logit) at every token.
     conv_width: Taps of the causal convolution before the projections.
     remat: Whether the backward pass recomputes each projection chunk from its start.
     dtype: Of the slow matrix products. Memories are computed in the dtype of their parameters.
@@ -55,6 +58,7 @@ class SelfModifyingConfig:
   own_targets: bool = True
   reads: str = 'token'
   rate_gate: str = 'sigmoid'
+  rate_bias: tuple[float, float] = (0.0, 0.0)
   conv_width: int = 4
   remat: bool = False
   dtype: Any = jnp.float32
@@ -152,7 +156,8 @@ class SelfModifying(nnx.Module):
     self.gate_weights = nnx.Param(
       0.5 / width**0.5 * jax.random.normal(rngs.params(), (2, heads, width), config.param_dtype)
     )
-    self.gate_biases = nnx.Param(_initial_gate_biases(heads).astype(config.param_dtype))
+    biases = jnp.stack([jnp.linspace(*config.rate_bias, heads), horizon_logits(heads)])
+    self.gate_biases = nnx.Param(biases.astype(config.param_dtype))  # Of rates and retentions.
     self.momentum_logits = nnx.Param(jnp.full((heads,), 1.0, config.param_dtype))
 
   @staticmethod
@@ -331,8 +336,3 @@ class SelfModifying(nnx.Module):
 def _for_roles(tokens: Tokens) -> Tokens:
   """Adds the role axis [B, H, 1, C, ...]: all roles write the same keys with the same gates."""
   return jax.tree.map(lambda x: x[:, :, None], tokens)
-
-
-def _initial_gate_biases(heads: int) -> jax.Array:
-  """[2, H]: rates of sigmoid(0), and retentions."""
-  return jnp.stack([jnp.zeros((heads,)), horizon_logits(heads)])
