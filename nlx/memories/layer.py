@@ -80,7 +80,7 @@ def layer(
     >>> x = jax.random.normal(jax.random.key(1), (10, 4))
     >>> gate = jnp.full(10, 0.1)
     >>> tokens = nlx.memories.Tokens(x, x, nlx.memories.Gates(gate, -gate, -gate))
-    >>> outputs, state = layer.unroll(layer.level.init(weights), tokens, x)
+    >>> outputs, state = jax.jit(layer.unroll)(layer.level.init(weights), tokens, x)
     >>> outputs.shape, int(state.count)
     ((10, 4), 2)
 

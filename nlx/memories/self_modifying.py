@@ -13,7 +13,7 @@ from nlx.memories import memory as memories
 from nlx.memories.layer import layer
 from nlx.memories.memory import Memory, Tokens
 from nlx.memories.modules import CausalConv, Projection, horizon_logits, rms_norm, unit_norm
-from nlx.memories.networks import Network, apply, init_weights, mlp
+from nlx.memories.networks import Network, apply, init_weights, matrix, mlp
 from nlx.memories.objectives import l2
 from nlx.memories.rules import Gates, Rule, dgd, log_gate, mask_gates
 
@@ -28,7 +28,7 @@ class SelfModifyingConfig:
   Attributes:
     model_dim: D.
     num_heads: H; each head has width K = D / H.
-    memory_hidden: F of every memory.
+    memory_hidden: F of every memory; 0 makes it a matrix, whose recurrence is linear in its state.
     chunk_size: Tokens between updates of `memory`.
     projection_chunk_size: Tokens between updates of the adaptive roles; a multiple of `chunk_size`.
     rule: Update rule of all memories.
@@ -65,8 +65,12 @@ class SelfModifyingConfig:
   param_dtype: Any = jnp.float32
 
   def __post_init__(self):
-    for name in ('model_dim', 'num_heads', 'memory_hidden', 'chunk_size', 'conv_width'):
+    for name in ('model_dim', 'num_heads', 'chunk_size', 'conv_width'):
       core.check_positive(name, getattr(self, name))
+    if not isinstance(self.memory_hidden, int) or self.memory_hidden < 0:
+      raise ValueError(
+        f'`memory_hidden` must be an integer of at least 0, got {self.memory_hidden!r}.'
+      )
     core.check_divides('num_heads', self.num_heads, 'model_dim', self.model_dim)
     core.check_positive('projection_chunk_size', self.projection_chunk_size, 'token')
     core.check_divides(
@@ -88,7 +92,7 @@ class SelfModifyingConfig:
   @property
   def network(self) -> Network:
     """The map that every memory of the layer is."""
-    return mlp(self.memory_hidden)
+    return mlp(self.memory_hidden) if self.memory_hidden else matrix()
 
   @property
   def alignment(self) -> int:

@@ -38,6 +38,12 @@ VARIANTS = {
     'adaptive': (),
     'conv_width': 1,
   },
+  'dgd-matrices-chunk_1-no_retention': {
+    'rule': memories.dgd(retention=False),
+    'memory_hidden': 0,
+    'chunk_size': 1,
+    'rate_gate': 'exponential',
+  },
 }
 
 
@@ -46,8 +52,8 @@ def make_layer(**options):
 
   Only retention is moved: it starts near 1.
   """
-  sizes = {'chunk_size': CHUNK, 'projection_chunk_size': PROJECTION}
-  config = SelfModifyingConfig(DIM, HEADS, HIDDEN, **(sizes | options))
+  sizes = {'memory_hidden': HIDDEN, 'chunk_size': CHUNK, 'projection_chunk_size': PROJECTION}
+  config = SelfModifyingConfig(DIM, HEADS, **(sizes | options))
   graph, shapes = nnx.split(nnx.eval_shape(lambda: SelfModifying(config, rngs=nnx.Rngs(0))))
   random = np.random.default_rng(0)
   params = jax.tree.map(lambda x: jnp.asarray(0.4 * random.normal(size=x.shape), x.dtype), shapes)
@@ -263,7 +269,7 @@ def test_layer_that_never_updates_is_a_projection_of_its_queries():
   [
     ({'num_heads': 3}, '`model_dim` must be a multiple of `num_heads`, got 8 and 3'),
     ({'num_heads': 0}, '`num_heads` must be an integer of at least 1, got 0'),
-    ({'memory_hidden': 0}, '`memory_hidden` must be an integer of at least 1, got 0'),
+    ({'memory_hidden': -1}, '`memory_hidden` must be an integer of at least 0, got -1'),
     ({'chunk_size': 0}, '`chunk_size` must be an integer of at least 1, got 0'),
     (
       {'projection_chunk_size': 0},
@@ -290,3 +296,23 @@ def test_config_names_a_wrong_argument(options, message):
   }
   with pytest.raises(ValueError, match=message):
     SelfModifyingConfig(**(sizes | options))
+
+
+def test_first_rates_are_spread_over_the_heads():
+  config = SelfModifyingConfig(DIM, 4, HIDDEN, CHUNK, PROJECTION, rate_bias=(-2.0, 4.0))
+  layer = config.make(rngs=nnx.Rngs(0))
+  rates, retentions = layer.gate_biases[...]
+  np.testing.assert_allclose(rates, [-2, 0, 2, 4], atol=1e-6)
+  assert np.all(retentions > 0)
+
+
+def test_matrix_at_a_high_rate_turns_over_what_a_key_holds():
+  """What tracking a parity takes: with a target of no size, what is stored changes its sign."""
+  rule = memories.dgd(retention=False)
+  memory = memories.Memory(memories.matrix(), rule)
+  key, weight = jnp.array([[1.0, 0.0]]), jnp.array([[0.3, 0.7], [-0.2, 0.1]])
+  gates = memories.Gates(jnp.array([np.exp(8.0)]), jnp.zeros(1), jnp.zeros(1))
+  state = memories.init_state(memory, {'w': weight})
+  live, _ = memories.absorb(memory, state, state, memories.Tokens(key, 0 * key, gates))
+  expected = weight.at[:, 0].multiply(-1)
+  np.testing.assert_allclose(live.matrices['w'].weight, expected, atol=1e-3)

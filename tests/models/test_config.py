@@ -95,7 +95,7 @@ def test_config_is_hashable_and_equal_by_value():
       '`projection_chunk_size` must be a multiple of `chunk_size`, got 6 and 4',
     ),
     ({'chunk_size': 0}, '`chunk_size` must be an integer of at least 1, got 0'),
-    ({'memory_hidden': 0}, '`memory_hidden` must be an integer of at least 1, got 0'),
+    ({'memory_hidden': -1}, '`memory_hidden` must be an integer of at least 0, got -1'),
     ({'remat': True}, r"`remat` must be one of \['chunks', .*'none'\], got True"),
     ({'meta': 'second'}, r"`meta` must be one of \['detached', 'first', 'full'\], got 'second'"),
     ({'rate_gate': 'relu'}, "`rate_gate` must be one of .*'sigmoid'.*, got 'relu'"),
