@@ -29,6 +29,7 @@ STUDIES = (
   'domains',
   'what_is_forgotten',
   'formal_languages',
+  'needles',
   'meshes',
   'plans',
   'one_gpu',

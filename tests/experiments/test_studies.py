@@ -31,6 +31,7 @@ from nlx import data, models, training
     'domains',
     'gradient_horizon',
     'language',
+    'needles',
     'orthogonal_tasks',
     'second_reading',
     'singular_values',

@@ -1,0 +1,63 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.studies import needles
+from nlx import evaluation, models
+
+
+@pytest.fixture(scope='module')
+def asked():
+  asked = needles.ask(needles.short_code(), 64, 100, seed=1, split='test')
+  for one in asked.tasks:  # A value that a text has twice is found where either is.
+    assert all(len(np.unique(values, axis=0)) == len(values) for values in one.values)
+  return asked
+
+
+def test_short_code_asks_for_short_values(asked):
+  code, short = evaluation.symbol_code(), needles.short_code()
+  sizes = {task: one.values.shape[-1] for task, one in zip(needles.TASKS, asked.tasks, strict=True)}
+  assert sizes == {task: 8 if task == 'single_3' else needles.NUM_DIGITS for task in needles.TASKS}
+  assert list(short.value('1234567')) == list(code.value('1234567'))[: needles.NUM_DIGITS]
+
+
+def test_question_ends_with_what_precedes_a_value():
+  code, task = needles.short_code(), evaluation.NEEDLE_TASKS['single_1']
+  needle = code.needle(task, 'blunt-apple', '1234567')
+  assert code.question(task, ['blunt-apple'])[1:] == needle[1:4]
+
+
+def test_recall_of_the_targets_is_one_and_misses_what_is_wrong(asked):
+  """Of two seeds, one of which is wrong in the first task, and at the first quarter of depths."""
+  right = asked.texts.targets
+  wrong = right.copy()
+  wrong[:100] = -1
+  for i, one in enumerate(asked.tasks):
+    for text, depths in enumerate(one.depths):
+      for place in np.flatnonzero(depths < 25):  # A value and its end.
+        begin = one.prompt_length - 1 + place * (one.values.shape[-1] + 1)
+        wrong[100 * i + text, begin] = -1
+  mean, by_depth = needles.recall(np.stack([right, wrong]), asked)
+  np.testing.assert_array_equal(mean[:, 0], 1)
+  shares = [0.0] + [float((one.depths >= 25).mean()) for one in asked.tasks[1:]]
+  np.testing.assert_allclose(mean[:, 1], shares)
+  np.testing.assert_allclose(by_depth[:2], 0.5)
+  np.testing.assert_allclose(by_depth[2:], (1 + 5 / 6) / 2)
+
+
+def test_logits_of_levels_are_those_of_a_stream():
+  """Which learns from a token once it has come."""
+  name = 'HOPE-Attention, 1 level'
+  config = needles.build(name, 150)
+  model = models.create(config, rngs=nnx.Rngs(0))
+  tokens = jax.random.randint(jax.random.key(0), (2, 40), 0, 150)
+  streamed, _ = jax.jit(lambda x: model(x, model.init_state(2, max_length=40)))(tokens)
+  found = jax.jit(lambda x: needles.logits(model, x))(tokens)
+  np.testing.assert_allclose(found, streamed, atol=1e-3)
+
+
+@pytest.mark.parametrize('name', needles.MODELS)
+def test_models_are_of_equal_size(name):
+  size = models.count_parameters(needles.build(name, 150))
+  assert size == pytest.approx(needles.PARAMETERS + 2 * 150 * 64, rel=0.03)
