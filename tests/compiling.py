@@ -14,6 +14,11 @@ def quick_jit(function, **kwargs):
   return jax.jit(function, compiler_options=OPTIONS, **kwargs)
 
 
+def long_jit(function):
+  """`jax.jit` for programs that would run longer than they take to compile well."""
+  return jax.jit(function, compiler_options={**OPTIONS, 'xla_backend_optimization_level': '1'})
+
+
 def temp_bytes(function, *args):
   """The temporary memory of a function, under all passes of the compiler."""
   compiled = jax.jit(function).lower(*args).compile({'xla_disable_hlo_passes': ''})

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from nlx import models
@@ -87,11 +88,11 @@ def fresh(config, batch_size=BATCH):
 def read(config, read, pieces, state=None, learns=None):
   """Logits and state after reading tokens in pieces of some lengths, in one call each."""
   state = fresh(config, read.shape[0]) if state is None else state
-  learns = jnp.ones(read.shape, jnp.float32) if learns is None else learns
-  begin, logits = 0, []
+  learns = np.ones(read.shape, np.float32) if learns is None else np.asarray(learns)
+  begin, logits, read = 0, [], np.asarray(read)
   for size in pieces:
     piece = slice(begin, begin + size)
     out, state = call(config)(read[:, piece], state, learns=learns[:, piece])
     logits.append(out)
     begin += size
-  return jnp.concatenate(logits, axis=1), state
+  return np.concatenate(logits, axis=1), state
