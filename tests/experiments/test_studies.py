@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from experiments import common
-from experiments.reporting import provenance, tables
+from experiments.reporting import tables
 from experiments.studies import (
   ablation,
   digits,
@@ -29,6 +29,7 @@ from nlx import data, models, training
     'continual_digits',
     'curved_valley',
     'domains',
+    'formal_languages',
     'gradient_horizon',
     'language',
     'needles',
@@ -45,16 +46,6 @@ def test_study_finds_finite_numbers_and_draws_them(name, tmp_path, monkeypatch):
   assert all(math.isfinite(value) for value in values if isinstance(value, int | float))
   assert len(tables.markdown(found.rows).splitlines()) == 2 + len(found.rows)
   assert found.figure is not None
-
-
-def test_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
-  monkeypatch.setattr(records, 'FOLDER', tmp_path)
-  monkeypatch.setattr(provenance, 'commit', lambda: 'a' * 12)
-  runs = iter(range(10))
-  remember = lambda key: records.remember('study', key, lambda: {'run': next(runs)})  # noqa: E731
-  assert [remember(key)['run'] for key in ((1, 'a'), (2, 'a'), (1, 'a'))] == [0, 1, 0]
-  monkeypatch.setattr(provenance, 'commit', lambda: 'b' * 12)
-  assert remember((1, 'a'))['run'] == 2
 
 
 @pytest.mark.parametrize('fields', ablation.VARIANTS.values(), ids=ablation.VARIANTS)

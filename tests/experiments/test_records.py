@@ -1,0 +1,60 @@
+"""What studies leave behind: found again, and made in parallel."""
+
+import json
+import os
+
+import pytest
+
+from experiments.reporting import provenance
+from experiments.studies import records
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(records, 'FOLDER', tmp_path)
+  monkeypatch.setattr(provenance, 'commit', lambda: 'a' * 12)
+  return tmp_path
+
+
+def made(job):
+  """A record that says who made it, in a file beside it; the job 0 cannot be made."""
+  number, place = job
+  if number == 0:
+    raise ZeroDivisionError(f'There is no record of {number}.')
+  with open(os.path.join(place, f'{number}-{os.getpid()}'), 'x', encoding='utf-8'):
+    return {'square': number**2}
+
+
+def test_study_goes_on_where_it_was_interrupted(monkeypatch):
+  runs = iter(range(10))
+  remember = lambda key: records.remember('study', key, lambda: {'run': next(runs)})  # noqa: E731
+  assert [remember(key)['run'] for key in ((1, 'a'), (2, 'a'), (1, 'a'))] == [0, 1, 0]
+  monkeypatch.setattr(provenance, 'commit', lambda: 'b' * 12)
+  assert remember((1, 'a'))['run'] == 2
+
+
+def test_code_with_changes_finds_nothing(monkeypatch):
+  runs = iter(range(10))
+  monkeypatch.setattr(provenance, 'commit', lambda: 'a' * 12 + '-dirty')
+  assert [records.remember('study', (1,), lambda: next(runs)) for _ in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_jobs_are_made_once_and_returned_in_order(tmp_path, processes):
+  jobs = [(number, str(tmp_path)) for number in (3, 1, 2)]
+  first = records.remember_all('study', jobs[:2], made, processes=processes)
+  again = records.remember_all('study', jobs, made, processes=processes)
+  assert [one['square'] for one in first] == [9, 1]
+  assert [one['square'] for one in again] == [9, 1, 4]
+  makers = dict(path.name.split('-') for path in tmp_path.glob('*-*'))
+  assert sorted(makers) == ['1', '2', '3'] and len(list(tmp_path.glob('*-*'))) == 3
+  here = {number for number, maker in makers.items() if int(maker) == os.getpid()}
+  assert here == ({'1', '2', '3'} if processes == 1 else {'2'})  # One alone needs no other process.
+
+
+def test_job_that_fails_is_raised_and_the_others_are_kept(tmp_path):
+  jobs = [(number, str(tmp_path)) for number in (1, 0)]
+  with pytest.raises(ZeroDivisionError, match='no record of 0'):
+    records.remember_all('study', jobs, made, processes=2)
+  (line,) = (tmp_path / 'study.jsonl').read_text(encoding='utf-8').splitlines()
+  assert json.loads(line)['record'] == {'square': 1}
