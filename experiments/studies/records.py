@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -103,9 +104,17 @@ def _made(jobs, make, processes):
 
 
 def _settle(places: Any) -> None:
-  """Keeps a process on one core, which its own threads would else share with the others'."""
+  """Keeps a process on one core, off those of the others, and ends it when the study is killed."""
   if not places.empty():
     os.sched_setaffinity(0, {places.get()})
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
 
 
 def _work(make: Callable[[Job], Any], job: Job) -> Any:

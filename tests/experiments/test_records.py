@@ -2,7 +2,12 @@
 
 import json
 import os
+import pathlib
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from experiments.reporting import provenance
@@ -58,3 +63,45 @@ def test_job_that_fails_is_raised_and_the_others_are_kept(tmp_path):
     records.remember_all('study', jobs, made, processes=2)
   (line,) = (tmp_path / 'study.jsonl').read_text(encoding='utf-8').splitlines()
   assert json.loads(line)['record'] == {'square': 1}
+
+
+def waits(job):
+  """Says where it is, and works for ever."""
+  pathlib.Path(job[0], f'pid-{os.getpid()}').touch()
+  time.sleep(600)
+
+
+def test_killed_study_leaves_no_process_behind(tmp_path):
+  code = """if __name__ == '__main__':
+  import pathlib, sys
+  from experiments.studies import records
+  from tests.experiments import test_records
+  records.FOLDER = pathlib.Path(sys.argv[1])
+  jobs = [(sys.argv[1], i) for i in range(2)]
+  records.remember_all('study', jobs, test_records.waits, processes=2)
+"""
+  script = tmp_path / 'study.py'
+  script.write_text(code, encoding='utf-8')
+  environment = {**os.environ, 'PYTHONPATH': str(provenance.ROOT)}
+  study = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
+  try:
+    workers = until(lambda: [*tmp_path.glob('pid-*')] if running(tmp_path, 2) else [])
+  finally:
+    study.kill()
+    study.wait()
+  assert len(workers) == 2
+  assert until(lambda: running(tmp_path, 0))
+
+
+def running(folder, count):
+  """Whether so many of the processes that left their numbers in a folder are alive."""
+  pids = [int(path.name.removeprefix('pid-')) for path in folder.glob('pid-*')]
+  return len(pids) >= count and sum(psutil.pid_exists(pid) for pid in pids) == count
+
+
+def until(question, seconds=60):
+  """The first answer that is true, or the last."""
+  deadline = time.monotonic() + seconds
+  while not (answer := question()) and time.monotonic() < deadline:
+    time.sleep(0.1)
+  return answer
