@@ -22,6 +22,7 @@ from experiments.reporting import provenance, tables
 
 STUDIES = (
   'minute',
+  'all_models',
   'language',
   'ablation',
   'second_reading',

@@ -26,6 +26,7 @@ from nlx import data, models, training
 @pytest.mark.parametrize(
   'name',
   [
+    'all_models',
     'continual_digits',
     'curved_valley',
     'domains',
