@@ -91,7 +91,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # Family and its options.
   'Transformer++': ('transformer', {**TWO_LAYERS, 'rope_base': None}),
   'linear attention': ('linear_attention', TWO_LAYERS),
   'DeltaNet': ('deltanet', TWO_LAYERS),
-  'Titans': ('titans', {**TWO_LAYERS, 'memory_hidden': 8, 'chunk_size': 1}),
+  'Titans': ('titans', {**TWO_LAYERS, 'memory_hidden': 8}),
   'HOPE': ('hope', {**HOPE, **NETWORKS}),
   'HOPE, one matrix': ('hope', {**HOPE, **MATRICES}),
 }
