@@ -73,7 +73,9 @@ class LSTM(nnx.Module):
 
 
 # One layer that writes at every token, without momentum, which would blur what one token does, and
-# without decay. Rates begin anywhere between keeping what a key holds and turning it over.
+# without decay. Its memory is a matrix, whose recurrence is linear: what a key holds is multiplied
+# by 1 - 2 eta', and rates begin anywhere between keeping it and turning it over. No role modifies
+# itself.
 HOPE = {
   'num_layers': 1,
   'num_heads': 8,
@@ -81,19 +83,19 @@ HOPE = {
   'cms_hidden': 3 * DIM,
   'chunk_size': 1,
   'projection_chunk_size': 1,
+  'memory_hidden': 0,
+  'adaptive': (),
   'rule': memories.dgd(retention=False),
   'rate_gate': 'exponential',
+  'rate_bias': (-8.0, 8.0),
 }
-MATRICES = {'memory_hidden': 0, 'adaptive': (), 'rate_bias': (-8.0, 8.0)}
-NETWORKS = {'memory_hidden': 8, 'rate_bias': (-2.0, 4.0)}  # Beyond, they diverge.
 TWO_LAYERS = {'num_layers': 2, 'num_heads': 4}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # Family and its options.
   'Transformer++': ('transformer', {**TWO_LAYERS, 'rope_base': None}),
   'linear attention': ('linear_attention', TWO_LAYERS),
   'DeltaNet': ('deltanet', TWO_LAYERS),
   'Titans': ('titans', {**TWO_LAYERS, 'memory_hidden': 8}),
-  'HOPE': ('hope', {**HOPE, **NETWORKS}),
-  'HOPE, one matrix': ('hope', {**HOPE, **MATRICES}),
+  'HOPE, one matrix': ('hope', HOPE),
 }
 MANY, LONG, COUNTED = Language(32, 6, 1), Language(8, 20, 1), Language(8, 40, 5)
 LANGUAGES = {
