@@ -30,6 +30,7 @@ STUDIES = (
   'domains',
   'what_is_forgotten',
   'formal_languages',
+  'mad',
   'needles',
   'meshes',
   'plans',

@@ -33,6 +33,7 @@ from nlx import data, models, training
     'formal_languages',
     'gradient_horizon',
     'language',
+    'mad',
     'needles',
     'orthogonal_tasks',
     'second_reading',
