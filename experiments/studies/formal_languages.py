@@ -234,7 +234,8 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     axes.imshow(shares, cmap='Greys', vmin=0, vmax=140, aspect='auto')
     for (i, j), share in np.ndenumerate(shares):
       text = '' if np.isnan(share) else f'{share:.3g}'
-      axes.text(j, i, text, ha='center', va='center', fontsize=8)
+      color = 'white' if share > 70 else 'black'
+      axes.text(j, i, text, ha='center', va='center', fontsize=8, color=color)
     axes.set_xticks(range(len(languages)), languages, rotation=30, ha='right')
     axes.set_yticks(range(len(names)), names)
     axes.set_title(key.capitalize() + ', % of strings')
