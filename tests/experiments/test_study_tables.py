@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.reporting import tables
-from experiments.studies import ablation, domains, long_context, second_reading, short_run
+from experiments.studies import ablation, domains, long_context, records, second_reading, short_run
 from nlx import data
 
 CONTENDERS = {
@@ -59,7 +59,7 @@ def found(study):
 
   text = SimpleNamespace(validation=SimpleNamespace(tokens=np.zeros(100_000, np.int32)))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(short_run, 'remember', remember)
+    patch.setattr(records, 'remember', remember)
     patch.setattr(short_run, 'train', train)
     patch.setattr(short_run, 'read', read)
     patch.setattr(data, 'load', lambda *args, **options: text)
