@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 
 import pytest
 
@@ -84,24 +83,23 @@ def test_create_that_fails_says_that_nothing_is_left(cloud):
   assert 'no quota' in text and 'Nothing named nlx-test is left behind' in text
 
 
-def interrupt(process, presses=4):
-  """Presses Ctrl-C, again where bash has lost it as it forked, and returns what was said."""
-  for _ in range(presses):
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-      return process.communicate(timeout=10)[1]
-    except subprocess.TimeoutExpired:
-      continue
-  raise AssertionError(f'{presses} times Ctrl-C were not enough.')
+@pytest.fixture
+def heeds_interrupts():
+  """Where tests run in the background SIGINT is ignored, and what is ignored bash cannot trap."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.usefixtures('heeds_interrupts')
 def test_interrupted_create_says_what_is_left_behind(cloud):
   states = UP[cloud.backend]
   cloud.change(**{' create ': [{'then': {WHOLE[cloud.backend]: states[:1]}}]})
   process = cloud.start('create', CREATE_SECONDS='60', POLL_SECONDS='20')
   while states[0] not in process.stdout.readline():
     assert process.poll() is None
-  error = interrupt(process)
+  os.killpg(process.pid, signal.SIGINT)
+  _, error = process.communicate(timeout=20)
   assert process.returncode == 130
   assert f'Left behind: nlx-test is {states[0]}' in error
 
