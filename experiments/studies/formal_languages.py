@@ -119,7 +119,7 @@ FULL = Sizes(
     'Titans': RATES[1:],
     'HOPE, one matrix': RATES,
   },
-  # On a CPU, strings of 500 symbols take them a quarter of an hour and more.
+  # Strings of 500 symbols take long on a CPU.
   tuple(
     (language, model)
     for language in ('(aa)*', '(abab)*')
