@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from matplotlib.figure import Figure
 
-from experiments.studies import Found, labelled_run, records
+from experiments.studies import Found, greys, labelled_run, records
 from nlx import evaluation, memories, models
 
 TITLE = 'Formal languages'
@@ -231,11 +231,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     shares = np.full((len(names), len(languages)), np.nan)
     for row in rows:
       shares[names.index(row['model']), languages.index(row['language'])] = row[key]
-    axes.imshow(shares, cmap='Greys', vmin=0, vmax=140, aspect='auto')
-    for (i, j), share in np.ndenumerate(shares):
-      text = '' if np.isnan(share) else f'{share:.3g}'
-      color = 'white' if share > 70 else 'black'
-      axes.text(j, i, text, ha='center', va='center', fontsize=8, color=color)
+    greys.draw(axes, shares)
     axes.set_xticks(range(len(languages)), languages, rotation=30, ha='right')
     axes.set_yticks(range(len(names)), names)
     axes.set_title(key.capitalize() + ', % of strings')

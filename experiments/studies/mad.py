@@ -14,7 +14,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from experiments.language_model import STACKED
-from experiments.studies import Found, labelled_run, records
+from experiments.studies import Found, greys, labelled_run, records
 from nlx import evaluation, memories, models, training
 
 TITLE = 'MAD'
@@ -257,9 +257,7 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
   figure = Figure(figsize=(9, 1.2 + 0.4 * len(names)), layout='constrained')
   for axes, key in zip(figure.subplots(1, 2, sharey=True), ('macro', 'micro'), strict=True):
     shares = np.array([each[key] for each in rows]).reshape((len(tasks), len(names))).T
-    axes.imshow(shares, cmap='Greys', vmin=0, vmax=140, aspect='auto')
-    for (i, j), share in np.ndenumerate(shares):
-      axes.text(j, i, f'{share:.3g}', ha='center', va='center', fontsize=8)
+    greys.draw(axes, shares)
     axes.set_xticks(range(len(tasks)), [task.replace('_', ' ') for task in tasks])
     axes.tick_params(axis='x', rotation=30)
     axes.set_yticks(range(len(names)), names)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import common
-from experiments.studies import Found, labelled_run, records, short_run
+from experiments.studies import Found, greys, labelled_run, records, short_run
 from nlx import evaluation, models, training
 
 TITLE = 'Needles in longer texts than those of training'
@@ -243,9 +243,7 @@ def plot(lengths: list[int], found: dict[str, np.ndarray]) -> Figure:
   panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
   for axes, (name, by_depth) in zip(panels.flat, found.items(), strict=False):
     shares = 100 * by_depth.T  # [bins, lengths]
-    axes.imshow(shares, cmap='Greys', vmin=0, vmax=140, aspect='auto')
-    for (i, j), share in np.ndenumerate(shares):
-      axes.text(j, i, f'{share:.0f}', ha='center', va='center', fontsize=7)
+    greys.draw(axes, np.round(shares), fontsize=7)
     axes.set_title(name, fontsize=9)
     axes.set_xticks(range(len(lengths)), lengths)
     axes.set_yticks(np.linspace(-0.5, BINS - 0.5, 5), ['0', '25', '50', '75', '100'])
