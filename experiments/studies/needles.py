@@ -164,7 +164,8 @@ def logits(model: models.LanguageModel, tokens: jax.Array) -> jax.Array:
   if not model.config.in_context_periods:
     return labelled_run.language_logits(model, tokens)
   known = jnp.ones(tokens.shape).at[:, -1].set(0)  # The target of the last is not.
-  found = model.run(tokens, jnp.roll(tokens, -1, axis=1), known, lambda fast, carry, x: x).outputs
+  targets = jnp.roll(tokens, -1, axis=1)
+  found = model.run(tokens, targets, known, lambda reading: reading.logits).outputs
   found = jnp.moveaxis(found, 0, 1)  # [B, n, C, V]
   return found.reshape((len(tokens), -1, found.shape[-1]))[:, : tokens.shape[1]]
 

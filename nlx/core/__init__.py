@@ -33,6 +33,7 @@ from nlx.core.products import matmul, power
 from nlx.core.scan import join_time, scan_chunks, split_time
 from nlx.core.trees import (
   clip_by_norm,
+  root_mean_square,
   select,
   squared_norm,
   tree_add,
@@ -63,6 +64,7 @@ __all__ = [
   'power',
   'real_path',
   'replace_file',
+  'root_mean_square',
   'scan_chunks',
   'select',
   'split_time',

@@ -37,6 +37,12 @@ def squared_norm(tree: object) -> jax.Array:
   return sum((leaf(x) for x in jax.tree.leaves(tree)), jnp.zeros(()))
 
 
+def root_mean_square(tree: object) -> jax.Array:
+  """The root of the mean square over all elements of the floating leaves."""
+  floating = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+  return jnp.sqrt(squared_norm(floating) / tree_size(floating))
+
+
 def clip_by_norm(tree: Tree, max_norm: float) -> Tree:
   """Scales `tree` so that its global norm is at most `max_norm`.
 

@@ -7,6 +7,8 @@ model and any loss.
 And what a language model makes of texts: how likely they are, how it continues them, and both as
 lm-evaluation-harness asks for them.
 
+What happens inside a model while it reads a text, as numbers and as a picture.
+
 And synthetic benchmarks, which need no data: formal languages, MAD, and needles in a haystack.
 """
 
@@ -38,6 +40,8 @@ from nlx.evaluation.needles import (
 from nlx.evaluation.replay import ReplayState, replay_add, replay_draw, replay_init
 from nlx.evaluation.scores import ContinualScores, continual_scores
 from nlx.evaluation.sequences import Accuracies, LabelledSequences, accuracies
+from nlx.evaluation.trace import Trace, trace
+from nlx.evaluation.trace_plot import plot_trace
 
 __all__ = [
   'Accuracies',
@@ -60,6 +64,7 @@ __all__ = [
   'Prompt',
   'ReplayState',
   'Task',
+  'Trace',
   'accuracies',
   'byte_code',
   'completions',
@@ -76,10 +81,12 @@ __all__ = [
   'needle_recall',
   'needle_texts',
   'permuted_digits',
+  'plot_trace',
   'replay_add',
   'replay_draw',
   'replay_init',
   'sample_labels',
   'split_digits',
   'symbol_code',
+  'trace',
 ]

@@ -248,6 +248,10 @@ class MemoryMixer(nnx.Module):
     out, memory = self._layer().step(state.memory, tokens, queries)
     return self._output(out, gate), state._replace(memory=memory)
 
+  def gates(self, x: jax.Array, state: MixerState) -> list[Gates]:
+    """The gates [B, H, T] with which x [B, T, D] is written from a boundary, for traces."""
+    return [self._project(x, state, None)[0].gates]
+
   def recall(self, queries: jax.Array, state: MixerState) -> jax.Array:
     """What the memory at the last chunk boundary answers, [B, H, T, K] to [B, H, T, K]."""
     weights = weights_of(state.memory.held)

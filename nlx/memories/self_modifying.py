@@ -259,6 +259,30 @@ class SelfModifying(nnx.Module):
       role_state = roles.update(role_state, _for_roles(tokens))
     return self._output(out, gate), SelfModifyingState(conv, role_state, memory)
 
+  def gates(self, x: jax.Array, state: SelfModifyingState) -> list[Gates | None]:
+    """The gates [B, H, T] with which x is written, for traces.
+
+    Args:
+      x: [B, T, D], whole projection chunks from a boundary, or tokens of one chunk.
+      state: Fast state before them.
+
+    Returns:
+      Those of the memory; None for the adaptive roles, which are written with the same.
+    """
+    inputs, _, _ = self._project(x, state.conv, None)
+    size = min(self.config.projection_chunk_size, x.shape[1])
+
+    def one_chunk(carry, inputs):
+      generated = self._generate(inputs, carry[0])
+      _, carry = self._chunk(inputs, carry, None, ends=True)
+      return carry, generated.gates
+
+    _, gates = core.scan_chunks(
+      one_chunk, (state.roles, state.memory), core.split_time(inputs, size, axis=-2)
+    )
+    joined = jax.tree.map(lambda gate: core.join_time(gate, axis=-1), gates)
+    return [joined, *([] if state.roles is None else [None])]
+
   def _project(self, x, conv, num_valid):
     """Slow projections: inputs of all roles [B, H, len(ROLES), T, K], output gate [B, T, D]."""
     config = self.config

@@ -12,6 +12,7 @@ from nlx import core
 from nlx.levels import LevelInfo
 from nlx.memories.modules import Projection, RMSNorm, swiglu
 from nlx.models.config import MixerConfig
+from nlx.models.description import gates_of
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,17 @@ class Series(nnx.Module):
     """Reads one token x [B, 1, D] anywhere in a chunk."""
     return self._through(x, state, lambda part, *args: part.step(*args))
 
+  def gates(self, x: jax.Array, state: tuple) -> list[Any]:
+    """The gates with which the levels of all parts are written; None for those without."""
+    found = []
+
+    def mix(part, x, state):
+      found.extend(gates_of(part, x, state))
+      return part(x, state)
+
+    self._through(x, state, mix)
+    return found
+
   def _through(self, x, state, mix):
     states = []
     for norm, part, part_state in zip(self.norms, self.parts, state, strict=True):
@@ -220,6 +232,11 @@ class Gated(nnx.Module):
     value, first = self.value.step(x, state[0])
     gate, second = self.gate.step(x, state[1])
     return self._combine(value, gate), (first, second)
+
+  def gates(self, x: jax.Array, state: tuple) -> list[Any]:
+    """The gates with which the levels of both are written; None for those without."""
+    parts = zip((self.value, self.gate), state, strict=True)
+    return [gates for part, part_state in parts for gates in gates_of(part, x, part_state)]
 
   def _combine(self, value, gate):
     return self.value_norm(value) * jax.nn.sigmoid(self.gate_norm(gate))

@@ -20,7 +20,8 @@ class MixerConfig(Protocol):
   Its module maps [B, T, D] to [B, T, D], from a normed input to what is added to the stream, or, if
   it says that it is `residual`, from the stream to the stream. It has `init_state(batch_size,
   max_length)`, `__call__(x, state, num_valid=None)` from a boundary, `step(x, state)` of one token
-  anywhere, and `level_infos()` and `level_states(state)` for tables.
+  anywhere, and `level_infos()` and `level_states(state)` for tables. For traces it may have
+  `gates(x, state)`, one `nlx.memories.Gates` or None for each of these levels.
   """
 
   @property

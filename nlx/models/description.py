@@ -1,4 +1,6 @@
-"""The levels of a language model as a table."""
+"""The levels of a language model, for tables and traces."""
+
+from typing import Any
 
 from flax import nnx
 
@@ -27,6 +29,13 @@ def level_infos(model) -> list[LevelInfo]:
       )
     )
   return [*infos, _slow(model)]
+
+
+def gates_of(mixer: Any, x: Any, state: Any) -> list[Any]:
+  """The gates with which each level of a mixer is written; None where it does not say."""
+  if hasattr(mixer, 'gates'):
+    return mixer.gates(x, state)
+  return [None] * len(mixer.level_infos())
 
 
 def _memories(model) -> list[LevelInfo]:

@@ -1,5 +1,6 @@
 """The language model: embedding, blocks, output head, and the loop that learns in context."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -13,7 +14,7 @@ from nlx.levels import LevelInfo, NestResult, PeriodicState, nest
 from nlx.memories.modules import Projection, RMSNorm
 from nlx.models import documents, streaming
 from nlx.models.config import LanguageModelConfig
-from nlx.models.description import level_infos
+from nlx.models.description import gates_of, level_infos
 from nlx.models.losses import head_losses
 from nlx.models.streaming import Chunk, StreamState, Text
 
@@ -53,6 +54,10 @@ class Mixer(nnx.Module):
     """One token x [B, 1, D], anywhere in a chunk."""
     return self._around(x, lambda x: self.memory.step(x, state))
 
+  def gates(self, x, state):
+    """The gates of its levels where `__call__` reads x [B, C, D]."""
+    return gates_of(self.memory, x if self.residual else self.norm(x), state)
+
   def _around(self, x, mix):
     if self.residual:
       return mix(x)
@@ -65,6 +70,16 @@ class Carry(NamedTuple):
 
   first: Any  # of the first layer, leaves [B, ...]
   rest: Any  # of the others, leaves [L - 1, B, ...]; () if there are none
+
+
+class Reading(NamedTuple):
+  """One base chunk as `LanguageModel.run` has read it."""
+
+  chunk: Chunk
+  fast: tuple  # weights of each level that learns in context, as in `LanguageModel.apply`
+  before: Carry
+  after: Carry
+  logits: jax.Array  # [B, C, vocab_size] float32
 
 
 class LanguageModel(nnx.Module):
@@ -135,6 +150,29 @@ class LanguageModel(nnx.Module):
     """Reads one token [B, 1] of every sequence, anywhere in a chunk."""
     x, carry = self._through(tokens, fast, carry, lambda mixer, *args: mixer.step(*args))
     return self._logits(x), carry
+
+  def gates(self, tokens: jax.Array, fast: tuple, carry: Carry) -> list[Any]:
+    """What gates the mixers write tokens with, for `nlx.evaluation.trace`.
+
+    Args:
+      tokens: [B, C], as for `apply`.
+      fast: As for `apply`.
+      carry: As for `apply`.
+
+    Returns:
+      For each level of the mixers `nlx.memories.Gates`, each [L, B, H, C]; None where a level has
+      none.
+    """
+
+    def mix(mixer, x, state):
+      gates = mixer.gates(x, state)
+      return mixer(x, state)[0], gates
+
+    _, (first, rest) = self._through(tokens, fast, carry, mix)
+    first = jax.tree.map(lambda x: x[None], first)
+    if self.config.num_layers == 1:
+      return first
+    return jax.tree.map(lambda *layers: jnp.concatenate(layers), first, rest)
 
   def _read(self, tokens, fast, carry, num_valid, mask):
     """From the start of a base chunk, up to the output head."""
@@ -223,7 +261,7 @@ class LanguageModel(nnx.Module):
     tokens: jax.Array,
     targets: jax.Array,
     mask: jax.Array,
-    outputs,
+    outputs: Callable[[Reading], Any],
     starts: jax.Array | None = None,
   ) -> NestResult:
     """Reads whole sequences from fresh state, learning in context as it goes.
@@ -232,7 +270,7 @@ class LanguageModel(nnx.Module):
       tokens: [B, T].
       targets: [B, T].
       mask: [B, T], 0 where there is no target.
-      outputs: `(fast, carry, logits) -> Any`, what to keep of each base chunk.
+      outputs: `Reading -> Any`, what to keep of each base chunk.
       starts: [B, n] bool, see `loss`.
 
     Returns:
@@ -251,9 +289,9 @@ class LanguageModel(nnx.Module):
     carry = self.init_carry(batch_size, length + pad if learns or starts is not None else None)
     states = self.init_levels(batch_size)
 
-    def cell(slow, fast, carry, chunk):
-      loss, count, carry, logits = self.cell(slow, fast, carry, chunk)
-      return loss, count, carry, outputs(fast, carry, logits)
+    def cell(slow, fast, before, chunk):
+      loss, count, after, logits = self.cell(slow, fast, before, chunk)
+      return loss, count, after, outputs(Reading(chunk, fast, before, after, logits))
 
     def begin(old_states, old_carry, chunk):
       restarted = documents.restart_levels(chunk.starts, states, old_states)
@@ -314,7 +352,7 @@ class LanguageModel(nnx.Module):
 
     def sums(params, text):
       tokens, targets, mask, starts = text
-      nothing = lambda fast, carry, logits: ()  # noqa: E731
+      nothing = lambda reading: ()  # noqa: E731
       result = nnx.merge(graph, params).run(tokens, targets, mask, nothing, starts)
       return jnp.sum(result.loss), jnp.sum(result.count)
 
@@ -338,19 +376,18 @@ class LanguageModel(nnx.Module):
       For each level, fastest first, the root mean square of its state after each base chunk [n].
     """
     names = [info.name for info in self.level_infos()]
-    slow = _root_mean_square(nnx.state(self))
+    slow = core.root_mean_square(nnx.state(self))
 
-    def sizes(fast, carry, logits):
-      del logits
-      states = (*self._mixer_states(carry), *fast)
-      fast_sizes = [_root_mean_square(state) for state in states]
+    def sizes(reading):
+      states = (*self.mixer_states(reading.after), *reading.fast)
+      fast_sizes = [core.root_mean_square(state) for state in states]
       return jnp.stack([*fast_sizes, slow])
 
     outputs = self.run(tokens, targets, mask, sizes).outputs
     return {name: outputs[:, i] for i, name in enumerate(names)}
 
-  def _mixer_states(self, carry: Carry) -> list:
-    """The state of each memory level over all layers."""
+  def mixer_states(self, carry: Carry) -> list:
+    """The state of each level of the mixers over all layers."""
     mixer = self.blocks.mixer.memory
     layers = [carry.first] if self.config.num_layers == 1 else list(carry)
     return list(zip(*(mixer.level_states(state) for state in layers), strict=True))
@@ -358,7 +395,7 @@ class LanguageModel(nnx.Module):
   def level_states(self, state: StreamState) -> dict[str, Any]:
     """The states of the levels that move in a stream, by their names in `level_infos`."""
     names = [info.name for info in self.level_infos()[:-1]]  # All but the slow weights.
-    return dict(zip(names, [*self._mixer_states(state.live), *state.levels], strict=True))
+    return dict(zip(names, [*self.mixer_states(state.live), *state.levels], strict=True))
 
   def level_infos(self) -> list[LevelInfo]:
     """The levels of this model, fastest first, for `nlx.describe` and `nlx.levels.plot`."""
@@ -409,11 +446,6 @@ class LanguageModel(nnx.Module):
 
 def _layer(tree, index):
   return jax.tree.map(lambda x: x[index], tree)
-
-
-def _root_mean_square(state) -> jax.Array:
-  floating = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-  return jnp.sqrt(core.squared_norm(floating) / core.tree_size(floating))
 
 
 def create(config: LanguageModelConfig, *, rngs: nnx.Rngs) -> LanguageModel:

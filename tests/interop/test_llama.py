@@ -119,7 +119,7 @@ def test_llama_with_levels_gives_the_logits_of_the_llama(checkpoint, golden, for
   llama = load_llama(checkpoint, dtype=jnp.float64, param_dtype=jnp.float64)
   ids = jnp.asarray(golden['tokens'], jnp.int32)
   model = models.stack_levels(llama, (2, 4), form=form, rate=0.0, rngs=nnx.Rngs(0))
-  args = ids, jnp.roll(ids, -1, axis=1), jnp.ones(ids.shape), lambda fast, carry, logits: logits
+  args = ids, jnp.roll(ids, -1, axis=1), jnp.ones(ids.shape), lambda reading: reading.logits
   got = jnp.concatenate(list(quick_jit(lambda: model.run(*args).outputs)()), axis=1)
   np.testing.assert_allclose(got, problems.logits(llama, ids), rtol=0, atol=1e-12)
 
