@@ -13,13 +13,13 @@ latest := .venv-latest
 interop := .venv-interop
 harness := .venv-eval
 tpu := .venv-tpu
-code := nlx experiments tests
+code := nlx experiments tests notebooks docs/reference.py
 pip := -m pip install --quiet --disable-pip-version-check
 extra_pins := $(foreach extra,interop eval,\
   $(if $(findstring $(extra),$(EXTRAS)),--constraint constraints/$(extra).txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-latest test-interop test-eval test-tpu check lint format bench results clean
+.PHONY: help setup train test test-latest test-interop test-eval test-tpu check lint format docs bench results clean
 
 help: ## List these targets.
 	@echo 'make TARGET [VARIABLE=...]'
@@ -68,6 +68,9 @@ lint: $(installed) ## Check formatting, style, types and shell scripts; change n
 format: $(installed) ## Format the code and fix what can be fixed.
 	$(VENV)/bin/ruff check --fix-only --quiet $(code)
 	$(VENV)/bin/ruff format $(code)
+
+docs: $(installed) ## Build the API reference from docstrings, in build/reference.
+	$(VENV)/bin/python -m docs.reference
 
 bench: $(installed) ## Measure speed and memory.
 	$(VENV)/bin/python -m experiments.bench $(ARGS)
