@@ -144,6 +144,7 @@ def surprise(
   offsets = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
   prediction, backward, inputs = jax.vjp(forward, offsets, has_aux=True)
   error = memory.objective.error(prediction, target)
+  error = jnp.broadcast_to(error, prediction.shape)  # That of a dot product knows no weights.
   (errors,) = backward(error.astype(prediction.dtype))
   if memory.rule.scale_by_depth and len(errors) > 1:
     errors = {name: error / len(errors) for name, error in errors.items()}

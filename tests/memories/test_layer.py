@@ -190,6 +190,25 @@ def test_layer_of_a_network_of_the_users_own_equals_the_recurrence():
 
 
 @pytest.mark.usefixtures('float64')
+def test_layer_writes_the_same_tokens_into_many_memories():
+  """Also under the dot product, whose error alone does not know how many there are."""
+  rule = memories.gradient(literal=True)
+  layer = memories.layer(
+    memories.matrix(), rule, CHUNK, objective=memories.dot_product(), remat=False
+  )
+  _, keys, values, gates, queries = problems.problem('matrix', LENGTH)
+  start = jnp.zeros((*keys.shape[:-2], values.shape[-1], keys.shape[-1]))
+  weights = {'w': jnp.stack([start, start + 1], axis=-3)}
+  one = jax.tree.map(lambda x: x[..., None, :, :], (keys, values, queries))
+  gates = jax.tree.map(lambda x: x[..., None, :], gates)
+  tokens = memories.Tokens(*one[:2], gates)
+  each = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=1), (tokens, one[2]))
+  got, _ = layer.unroll(layer.level.init(weights), tokens, one[2])
+  expected, _ = layer.unroll(layer.level.init(weights), each[0], each[1])
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures('float64')
 def test_layer_surprise_of_later_chunks_depends_on_the_first():
   _, *args = arguments()
   weights = problems.problem('mlp', LENGTH)[0]
