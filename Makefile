@@ -19,7 +19,7 @@ extra_pins := $(foreach extra,interop eval,\
   $(if $(findstring $(extra),$(EXTRAS)),--constraint constraints/$(extra).txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-latest test-interop test-eval test-tpu check lint format docs bench results clean
+.PHONY: help setup train test test-latest test-interop test-eval test-tpu check lint format notebooks docs bench results clean
 
 help: ## List these targets.
 	@echo 'make TARGET [VARIABLE=...]'
@@ -68,6 +68,9 @@ lint: $(installed) ## Check formatting, style, types and shell scripts; change n
 format: $(installed) ## Format the code and fix what can be fixed.
 	$(VENV)/bin/ruff check --fix-only --quiet $(code)
 	$(VENV)/bin/ruff format $(code)
+
+notebooks: $(installed) ## Make the .ipynb of each notebook from its source, without outputs.
+	$(VENV)/bin/jupytext --quiet --update --to ipynb $(wildcard notebooks/*.py)
 
 docs: $(installed) ## Build the API reference from docstrings, in build/reference.
 	$(VENV)/bin/python -m docs.reference
