@@ -15,7 +15,7 @@ from nlx.memories.layer import Layer, layer
 from nlx.memories.memory import Tokens, check_rule, natural_objective, weights_of
 from nlx.memories.modules import CausalConv, Projection, horizon_logits, rms_norm, unit_norm
 from nlx.memories.networks import Network, apply, init_weights, matrix, normed
-from nlx.memories.objectives import Objective
+from nlx.memories.objectives import Objective, dot_product
 from nlx.memories.rules import Gates, Rule, bounded_log_gate, delta_rule, log_gate
 
 KEYS = ('unit', 'silu_unit', 'elu', 'rotary')
@@ -123,6 +123,14 @@ class MemoryConfig:
   def written_objective(self) -> Objective:
     """What a write lowers."""
     return self.objective or natural_objective(self.rule)
+
+  @property
+  def period(self) -> int:
+    """Tokens per update: the chunk size, or 1 where that is a matter of speed alone."""
+    rule, one_matrix = self.rule, self.network.linear and not self.inner_norm
+    # What a token writes does not depend on where the chunk began.
+    by_token = rule.exact or rule.transposed or self.written_objective.name == dot_product().name
+    return 1 if self.reads == 'token' and one_matrix and by_token else self.chunk_size
 
   @property
   def alignment(self) -> int:
@@ -339,7 +347,7 @@ class MemoryMixer(nnx.Module):
     transfer = 'weights, initial state' if config.learned_start else 'weights'
     objective = config.written_objective.name
     return [
-      LevelInfo('memory', config.chunk_size, 'token', objective, config.rule.text, size, transfer)
+      LevelInfo('memory', config.period, 'token', objective, config.rule.text, size, transfer)
     ]
 
   def level_states(self, state: MixerState) -> list[Any]:

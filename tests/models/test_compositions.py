@@ -168,10 +168,10 @@ def test_composition_grows_if_a_part_does(pair):
 
 @every_pair
 def test_composition_has_the_levels_of_its_parts_and_numbers_a_name_that_returns(pair):
-  slow = MemoryConfig(DIM, HEADS, 3 * CHUNK)
+  slow = MemoryConfig(DIM, HEADS, 3 * CHUNK, reads='chunk')
   made = nnx.eval_shape(lambda: pair((slow, MEMORY)).make(rngs=nnx.Rngs(0)))
   levels = [(info.name, info.period) for info in made.level_infos()]
-  assert levels == [('memory', 3 * CHUNK), ('memory #2', CHUNK)]
+  assert levels == [('memory', 3 * CHUNK), ('memory #2', 1)]
 
 
 # ----- memory as a context
