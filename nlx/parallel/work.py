@@ -218,20 +218,27 @@ def _sent(kind: str, computation: Computation, collective: Instruction) -> float
 
 
 def _group_size(collective: Instruction) -> int:
-  """How many devices a collective joins; 1 if the text does not tell.
+  """How many devices a collective joins.
 
   Groups are written out, as in {{0,1},{2,3}}, counted, as in [2,2]<=[4], or along axes, as in
-  mesh['x'=2,'y'=2] {'x'}.
+  mesh['x'=2,'y'=2] {'x'}, with the order of the devices between if it is not that of their numbers.
+
+  Raises:
+    ValueError: If they are written in another way.
   """
   written = collective.attribute(r'replica_groups=\{\{([\d,]+)')
   counted = collective.attribute(r'replica_groups=\[\d+,(\d+)\]')
-  axes = re.search(r'replica_groups=mesh\[(.*?)\] ?\{(.*?)\}', collective.attributes)
+  axes = re.search(
+    r'replica_groups=mesh\[(.*?)\](?:, device_ids=[^{]*)? ?\{(.*?)\}', collective.attributes
+  )
   if written:
     return written.count(',') + 1
   if axes:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
     return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
-  return int(counted or 1)
+  if counted is None:
+    raise ValueError(f'the groups of a collective cannot be read: {collective.attributes}')
+  return int(counted)
 
 
 def _bytes(kind: str) -> float:

@@ -148,6 +148,17 @@ def test_collectives_count_once_for_each_turn():
   }
 
 
+def test_groups_along_axes_may_name_the_order_of_the_devices():
+  ordered = TEXT.replace("] {'x','y'}", "], device_ids=([2,4]T(1,0)) {'x','y'}")
+  assert ordered != TEXT
+  assert work(parse(ordered)).collectives == work(parse(TEXT)).collectives
+
+
+def test_groups_that_cannot_be_read_are_an_error():
+  with pytest.raises(ValueError, match='groups of a collective cannot be read: .*somehow'):
+    work(parse(TEXT.replace("mesh['x'=2,'y'=2,'z'=1] {'x','y'}", 'somehow')))
+
+
 def test_traffic_is_what_passes_the_main_memory():
   """A slice is read and an update is written; what stays in a smaller memory is not counted."""
   fusion = 8 * 4 * 4 + 4 + 4 * 4  # The slice, the counter, and the row.
