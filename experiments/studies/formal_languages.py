@@ -128,7 +128,7 @@ FULL = Sizes(
 )
 SMOKE = Sizes(
   {'a^n b^n': Language(4, 2, 0.2), 'a^n b^n c^n': Language(4, 1, 0.1)},
-  {'LSTM': RATES, 'Transformer++': RATES[1:]},
+  {'LSTM': RATES[1:], 'Transformer++': RATES[1:]},
   (('a^n b^n c^n', 'LSTM'), ('a^n b^n', 'Transformer++')),
   (0,),
   processes=1,

@@ -113,13 +113,7 @@ TASKS = {
   'memorization': SHORT,
 }
 FULL = Sizes(TASKS, tuple(MODELS))
-SMOKE = Sizes(
-  {'compression': Length(2, 4), 'memorization': Length(2, 4)},
-  ('Transformer++',),
-  (1e-3,),
-  num_test=8,
-  processes=1,
-)
+SMOKE = Sizes({'compression': Length(2, 4)}, ('Transformer++',), (1e-3,), num_test=8, processes=1)
 
 
 def run(sizes: Sizes) -> Found:

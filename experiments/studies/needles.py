@@ -80,7 +80,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 # Levels that learn in context take four times as long as HOPE without.
 FULL = Sizes(tuple(name for name in MODELS if not name.endswith('level')))
 SMOKE = Sizes(
-  ('sliding window', 'Transformer++'),
+  ('sliding window',),
   (1e-3,),
   (0,),
   Reading(2, 6, 1, ((64, 2), (80, 2))),

@@ -33,7 +33,8 @@ def small(family: str, *, smoke: bool = False, seed: int = 0, steps: int, **mode
 
   Args:
     family: A model of `lm.MODELS`.
-    smoke: Whether to take `lm.py:FAMILY-smoke` instead.
+    smoke: Whether to take `lm.py:FAMILY-smoke` instead; HOPE with matrices as memories, which
+      compile sooner.
     seed: Of parameters and batches.
     steps: Of training, and of its schedule.
     **model: Fields of `config.model` that differ.
@@ -45,6 +46,8 @@ def small(family: str, *, smoke: bool = False, seed: int = 0, steps: int, **mode
   config.seed = seed
   if not smoke:
     config.model.update(model_dim=WIDTH, num_heads=NUM_HEADS, parameters=PARAMETERS)
+  elif family == 'hope':
+    config.model.memory_hidden = 0
   config.model.update(model)
   config.training.steps = steps
   config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps - 1)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -437,8 +436,15 @@ class LanguageModel(nnx.Module):
 
     Returns:
       Logits [B, T, vocab_size] for the token after each, and the new state.
+
+    Raises:
+      ValueError: If `tokens` has another number of axes, or of sequences than `state`.
     """
-    chex.assert_rank(tokens, 2)
+    batch_size = state.buffer.shape[0]
+    if tokens.ndim != 2 or tokens.shape[0] != batch_size:
+      raise ValueError(
+        f'`tokens` must be [B, T] with the {batch_size} sequences of `state`, got {tokens.shape}.'
+      )
     learns = jnp.asarray(learns, jnp.float32).reshape(jnp.shape(learns) or (1, 1))
     text = Text(tokens.astype(jnp.int32), jnp.broadcast_to(learns, tokens.shape))
     return streaming.read(self, text, state)

@@ -14,7 +14,7 @@ from nlx.memories.self_modifying import SelfModifying, SelfModifyingConfig
 from tests.compiling import long_jit, quick_jit
 
 LENGTH, EVERY, DIM, HEADS, HIDDEN, SYMBOLS = 4096, 256, 16, 2, 16, 32
-CHUNKS = (1, 16, 64, 256)
+CHUNKS = (1, 16, 256)
 # Two symbols, so that keys repeat all the time, or many.
 STREAMS = ('two_symbols', 'random_tokens')
 every_chunk = pytest.mark.parametrize('chunk_size', CHUNKS)
@@ -118,9 +118,8 @@ def test_answers_stay_bounded_in_long_chunks_without_momentum(chunk_size):
 @pytest.mark.xfail(
   strict=True, reason='Momentum lets long chunks diverge where gates are open; huber() bounds them.'
 )
-@pytest.mark.parametrize('chunk_size', [64, 256])
-def test_answers_stay_bounded_in_long_chunks_with_momentum(chunk_size):
-  assert largest_answers(memories.dgd(momentum=True), chunk_size).max() < 10
+def test_answers_stay_bounded_in_long_chunks_with_momentum():
+  assert largest_answers(memories.dgd(momentum=True), 64).max() < 10
 
 
 def test_huber_bounds_answers_in_long_chunks_with_momentum():
@@ -129,19 +128,17 @@ def test_huber_bounds_answers_in_long_chunks_with_momentum():
   assert answers.max() < 3
 
 
-@pytest.mark.parametrize('chunk_size', [16, 64])
-def test_answers_of_the_printed_rule_diverge(chunk_size):
-  """What the default rule's three departures are for."""
-  assert largest_answers(memories.dgd(momentum=True, literal=True), chunk_size).max() > 1e6
+def test_answers_of_the_printed_rule_diverge():
+  """What the default rule's three departures are for, in short chunks already."""
+  assert largest_answers(memories.dgd(momentum=True, literal=True), 16).max() > 1e6
 
 
-@pytest.mark.parametrize('chunk_size', [16, 64])
-def test_answers_of_plain_gradient_descent_diverge(chunk_size):
-  """What the decay of delta gradient descent is for, or a span."""
-  assert largest_answers(memories.gradient(), chunk_size).max() > 1e3
+def test_answers_of_plain_gradient_descent_diverge():
+  """What the decay of delta gradient descent is for, or a span, in short chunks already."""
+  assert largest_answers(memories.gradient(), 16).max() > 1e3
 
 
-@pytest.mark.parametrize(('momentum', 'chunk_size'), [(False, 64), (True, 16), (True, 256)])
+@pytest.mark.parametrize(('momentum', 'chunk_size'), [(False, 64), (True, 256)])
 def test_span_of_a_chunk_bounds_plain_gradient_descent(momentum, chunk_size):
   rule = memories.gradient(momentum=momentum, span=chunk_size)
   assert largest_answers(rule, chunk_size).max() < 2

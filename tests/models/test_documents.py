@@ -1,5 +1,6 @@
 """Documents one after the other in a sequence: what came before one is forgotten."""
 
+import dataclasses
 import functools
 
 import jax
@@ -18,7 +19,9 @@ STARTS = jnp.array([[1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 1, 0]], bool)
 ATTENTION = problems.CONFIGS['hope-attention']
 CONFIGS = {
   'hope': problems.with_cms(problems.ONE_LAYER, periods=(8,)),
-  'nested': problems.with_cms(ATTENTION, periods=(8, 16, 0), form='nested'),
+  'nested': dataclasses.replace(
+    problems.with_cms(ATTENTION, periods=(8, 16, 0), form='nested'), num_layers=1
+  ),
   'transformer': models.transformer(**problems.SIZES),
   'window': models.transformer(**problems.SIZES | {'num_layers': 1}, window=6),
 }

@@ -46,7 +46,7 @@ def nested(config, meta):
   graph, params = problems.split(dataclasses.replace(config, meta=meta))
 
   def losses(params):
-    return nnx.merge(graph, params).run(*texts(), lambda fast, carry, logits: ()).loss.T
+    return nnx.merge(graph, params).run(*texts(), lambda reading: ()).loss.T
 
   return quick_jit(functools.partial(losses_and_gradient, losses))(params)
 

@@ -14,6 +14,8 @@ from nlx import memories, models
 from tests.compiling import quick_jit
 from tests.models import problems
 
+TOKENS = problems.tokens()
+
 every_model = pytest.mark.parametrize('config', problems.CONFIGS.values(), ids=problems.CONFIGS)
 
 
@@ -88,10 +90,11 @@ def test_token_losses_of_huge_logits_are_finite():
   np.testing.assert_allclose(models.token_losses(logits, jnp.array([1])), [2e4])
 
 
-def test_call_names_tokens_of_a_wrong_rank():
+@pytest.mark.parametrize(('tokens', 'shape'), [(TOKENS[0], r'\(45,\)'), (TOKENS[:1], r'\(1, 45\)')])
+def test_call_names_tokens_of_a_wrong_shape(tokens, shape):
   model = problems.make(problems.HOPE)
-  with pytest.raises(AssertionError, match='rank'):
-    model(problems.tokens()[0], problems.fresh(problems.HOPE))
+  with pytest.raises(ValueError, match=f'`tokens` must be .* the 2 sequences .* got {shape}'):
+    model(tokens, problems.fresh(problems.HOPE))
 
 
 # ----- precision
@@ -141,7 +144,8 @@ def test_diagnose_names_the_levels_in_their_order(config):
 @functools.cache
 def diagnosis(literal):
   rule = memories.dgd(momentum=True, literal=literal)
-  config = problems.with_mixer(problems.ONE_LAYER, chunk_size=8, rule=rule)
+  deep = {'memory_hidden': problems.MEMORIES['memory_hidden']}  # Matrices stay small for longer.
+  config = problems.with_mixer(problems.ONE_LAYER, chunk_size=8, rule=rule, **deep)
   return quick_jit(problems.make(config).diagnose)(*problems.texts(length=512))
 
 

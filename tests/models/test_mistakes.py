@@ -23,6 +23,7 @@ HOPE = problems.with_cms(
   periods=PERIODS,
   max_norm=1e6,
 )
+DEEP = {'memory_hidden': problems.MEMORIES['memory_hidden']}
 every_model = pytest.mark.parametrize('config', problems.CONFIGS.values(), ids=problems.CONFIGS)
 every_level = pytest.mark.parametrize('level', range(len(PERIODS)), ids=PERIODS)
 
@@ -33,7 +34,7 @@ every_level = pytest.mark.parametrize('level', range(len(PERIODS)), ids=PERIODS)
 @functools.cache
 def outer_gradient():
   """Of a text in which every level is updated at least twice, and every token occurs."""
-  config = problems.with_mixer(problems.ONE_LAYER, chunk_size=8)
+  config = problems.with_mixer(problems.ONE_LAYER, chunk_size=8, **DEEP)
   graph, params = problems.split(config)
   tokens = jnp.arange(problems.VOCAB)[None] * jnp.array([[1], [5]]) % problems.VOCAB
   tokens = jnp.concatenate([tokens, problems.tokens(length=16)], axis=1)
@@ -224,7 +225,9 @@ def test_surprise_of_later_chunks_depends_on_the_first():
   """Of one chunk, with all else equal, through what was learned from the first."""
   first = problems.tokens(seed=9)[:, :CHUNK]
   changed = jnp.concatenate([first, chunks()[:, CHUNK : 2 * CHUNK + 1]], axis=1)
-  _, state = problems.read(HOPE, changed, (1, CHUNK, CHUNK))
+  state = problems.fresh(HOPE)
+  for piece in jnp.split(changed, (1, CHUNK + 1), axis=1):
+    _, state = problems.call(HOPE)(piece, state)
   usual, late = states()[2], chunks()[:, 5 * CHUNK : 6 * CHUNK + 1]
   learned = usual._replace(levels=state.levels)
   other, same = jax.device_get(

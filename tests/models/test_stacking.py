@@ -39,8 +39,8 @@ def stack(config, *, periods, **options):
   return models.stack_levels(base(config), periods, rngs=nnx.Rngs(2), **options)
 
 
-def nothing(fast, carry, logits):
-  del fast, carry, logits
+def nothing(reading):
+  del reading
 
 
 def whole(model):
@@ -48,8 +48,8 @@ def whole(model):
   tokens, targets, mask = problems.texts()
 
   def run(params):
-    read = nnx.merge(graph, params).run(tokens, targets, mask, lambda fast, carry, x: x).outputs
-    return jnp.concatenate(list(read), axis=1)[:, : tokens.shape[1]]
+    read = nnx.merge(graph, params).run(tokens, targets, mask, lambda reading: reading.logits)
+    return jnp.concatenate(list(read.outputs), axis=1)[:, : tokens.shape[1]]
 
   graph, params = nnx.split(model)
   return np.asarray(quick_jit(run)(params))

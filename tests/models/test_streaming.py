@@ -12,14 +12,15 @@ from nlx import cms, models
 from tests.compiling import quick_jit
 from tests.models import problems
 
-LENGTH, LONG, SHORT = 50, 45, 5
+# Slower periods of 16 are whole to training, which would compile the rest of one as well.
+LENGTH, LONG, SHORT = 47, 42, 5
 # From boundaries of base chunks of 8, from beside them and from far; over none, one and many.
 CUTS = {
   'long': (LONG, SHORT),
   'long_from_inside_a_chunk': (SHORT, LONG),
-  'short': (SHORT,) * 10,
-  'up_to_boundaries': (SHORT, 1, 1, 1, SHORT, SHORT, 1, SHORT, 1, 1, 1, *(SHORT,) * 4, 1, 1, 1),
-  'beside_boundaries': (1, 1, SHORT, 1, 1, SHORT, SHORT, 1, *(SHORT,) * 6),
+  'short': (*(SHORT,) * 9, 1, 1),
+  'up_to_boundaries': (SHORT, 1, 1, 1, SHORT, SHORT, 1, SHORT, 1, 1, 1, *(SHORT,) * 4),
+  'beside_boundaries': (1, 1, SHORT, 1, 1, SHORT, SHORT, 1, *(SHORT,) * 5, 1, 1),
   'token_by_token': (1,) * LENGTH,
 }
 CONFIGS = {name: problems.in_float64(config) for name, config in problems.CONFIGS.items()}
@@ -51,7 +52,7 @@ def program(config):
   model = problems.make(config)
 
   def run(*text):
-    result = model.run(*text, lambda fast, carry, logits: logits)
+    result = model.run(*text, lambda reading: reading.logits)
     logits = jnp.moveaxis(result.outputs, 0, 1)
     logits = logits.reshape(problems.BATCH, -1, problems.VOCAB)[:, :LENGTH]
     return jnp.sum(result.loss, axis=0), logits
@@ -97,13 +98,15 @@ def test_stream_of_every_form_learns_as_training_does(changes):
   )
 
 
-ONE_TOKEN = problems.with_cms(CONFIGS['hope-attention'], periods=(1, 4, 0))
+ONE_TOKEN = problems.with_cms(
+  dataclasses.replace(CONFIGS['hope-attention'], num_layers=1), periods=(1, 4, 0)
+)
 
 
 def test_stream_of_blocks_that_are_updated_at_every_token_learns_as_training_does():
-  got, _ = problems.read(ONE_TOKEN, tokens(), (1, 1, SHORT, 1, 2))
-  expected = whole(ONE_TOKEN)[1][:, : got.shape[1]]
-  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
+  """Up to within a period of the slower ones."""
+  got, _ = problems.read(ONE_TOKEN, tokens(), (1, 1, SHORT, 1, 1, 1, *(SHORT,) * 7, 1, 1))
+  np.testing.assert_allclose(got, whole(ONE_TOKEN)[1], rtol=0, atol=1e-10)
 
 
 @every_model
@@ -176,10 +179,10 @@ def test_stream_learns_from_a_chunk_when_the_token_after_it_arrives(name, length
 
 @learning
 def test_stream_counts_the_tokens_of_each_unfinished_period(name):
-  """After 45 tokens, 5 chunks of 8 are learned from: 40 = 5 * 8 = 2 * 16 + 8."""
+  """After 42 tokens, 5 chunks of 8 are learned from: 40 = 5 * 8 = 2 * 16 + 8."""
   _, state = problems.read(CONFIGS[name], tokens(), (LONG,))
   assert [int(level.count) for level in state.levels] == [0, 8]
-  assert int(state.phase) == 5
+  assert int(state.phase) == 2
 
 
 def test_stream_state_of_a_memory_does_not_depend_on_a_length():
