@@ -18,7 +18,7 @@ BLOCK = re.compile(r'^```python\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 LINK = re.compile(r'\]\(([^)#]+)[^)]*\)')
 NAME = re.compile(r'\bnlx(?:\.[A-Za-z_]\w*)+')
 # In blocks of the README that take long to compile; what they show is tested elsewhere.
-SLOW = ('init_state', 'sessions.write')
+SLOW = ('init_state', 'plot_trace', 'sessions.write')
 
 every_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 
