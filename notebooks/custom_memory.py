@@ -19,13 +19,16 @@
 
 # %%
 # On Colab: installs nlx, and leaves a JAX that is new enough as it is.
+import importlib.metadata
 import subprocess
 import sys
 
 SOURCE = '/content/nlx'  # a clone of the repository, or git+https://... of one
 if 'google.colab' in sys.modules:
-  pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--upgrade-strategy', 'only-if-needed']
-  subprocess.run([*pip, SOURCE], check=True)
+  pip = [sys.executable, '-m', 'pip', 'install', '--quiet', SOURCE]
+  jax_here = f'jax=={importlib.metadata.version("jax")}'
+  if subprocess.run([*pip, jax_here], check=False).returncode:  # It is too old for nlx.
+    subprocess.run(pip, check=True)
 
 # %%
 import functools

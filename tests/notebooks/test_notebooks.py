@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import jupytext
 import matplotlib
 import matplotlib.pyplot as plt
@@ -62,22 +63,32 @@ def test_notebooks_install_nlx_in_the_same_way():
   assert len({code_cells(source)[0] for source in SOURCES}) == 1
 
 
-def installed(monkeypatch, modules):
-  """The commands that the first cell runs."""
+def installed(monkeypatch, modules, returncode=0):
+  """The commands that the first cell runs, where all of them end with a code."""
   commands = []
-  monkeypatch.setattr(subprocess, 'run', lambda command, check: commands.append(command))
+
+  def run(command, check):
+    commands.append(command)
+    return subprocess.CompletedProcess(command, returncode)
+
+  monkeypatch.setattr(subprocess, 'run', run)
   for name in modules:
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
   exec(code_cells(SOURCES[0])[0], {})
   return commands
 
 
+PIP = [sys.executable, '-m', 'pip', 'install', '--quiet', '/content/nlx']
+COLAB = ['google', 'google.colab']
+
+
 def test_install_cell_does_nothing_outside_of_colab(monkeypatch):
   assert installed(monkeypatch, []) == []
 
 
-def test_install_cell_on_colab_names_nlx_alone_and_upgrades_only_what_it_must(monkeypatch):
-  (command,) = installed(monkeypatch, ['google', 'google.colab'])
-  *pip, strategy, source = command
-  assert pip == [sys.executable, '-m', 'pip', 'install', '--quiet', '--upgrade-strategy']
-  assert (strategy, source) == ('only-if-needed', '/content/nlx')
+def test_install_cell_on_colab_asks_for_the_jax_that_is_there(monkeypatch):
+  assert installed(monkeypatch, COLAB) == [[*PIP, f'jax=={jax.__version__}']]
+
+
+def test_install_cell_on_colab_lets_pip_replace_a_jax_that_is_too_old(monkeypatch):
+  assert installed(monkeypatch, COLAB, returncode=1) == [[*PIP, f'jax=={jax.__version__}'], PIP]
