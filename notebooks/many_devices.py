@@ -11,10 +11,10 @@
 # %% [markdown]
 # # Shard it, and plan a TPU pod without a TPU
 #
-# One CPU pretends to be eight devices. You lay a small HOPE and its optimizer out over them, see what
-# each holds, and check that a step of training on all of them is the step of one. Then you ask what
-# a step would need at least on a chip that is not here. You should know `jax.jit`; nothing of nlx is
-# assumed. It takes about a minute on two CPU cores, nearly all of it compilation.
+# One CPU pretends to be eight devices. You lay a small HOPE and its optimizer out over them, see
+# what each holds, and check that a step of training on all of them is the step of one. Then you ask
+# what a step would need at least on a chip that is not here. You should know `jax.jit`; nothing of
+# nlx is assumed. It takes about a minute on two CPU cores, nearly all of it compilation.
 
 # %%
 # On Colab: installs nlx, and leaves a JAX that is new enough as it is.
@@ -49,16 +49,15 @@ import nlx
 # %% [markdown]
 # ## Eight devices
 #
-# How many devices a CPU pretends to be is settled when JAX is first used; restart the kernel if there
-# are fewer than eight below. Where there is an accelerator, as on Colab, `jax.devices()` lists that,
-# and the CPUs have to be asked for by name. All that follows takes the devices from this list. For
-# real ones, write `jax.devices()` instead, and sizes of the mesh that multiply to their number.
+# How many devices a CPU pretends to be is settled when JAX is first used; restart the kernel if
+# there are fewer than eight below. Where there is an accelerator, as on Colab, `jax.devices()`
+# lists that, and the CPUs have to be asked for by name. All that follows takes the devices from
+# this list. For real ones, write `jax.devices()` instead, and sizes of the mesh that multiply to
+# their number.
 
 # %%
-try:
+if jax.config.jax_num_cpu_devices != 8:
   jax.config.update('jax_num_cpu_devices', 8)
-except RuntimeError:
-  pass  # JAX has been used already.
 devices = jax.devices('cpu')[:8]
 print(f'{len(devices)} devices, the first: {devices[0]}')
 
@@ -76,8 +75,9 @@ print(dict(mesh.shape))
 # %% [markdown]
 # ## Rules say where arrays lie
 #
-# A rule is a pattern for the path of a parameter, and names for its last axes. `MESH_AXES` says which
-# axis of the mesh divides which name. A parameter that no rule names is whole on every device.
+# A rule is a pattern for the path of a parameter, and names for its last axes. `MESH_AXES` says
+# which axis of the mesh divides which name. A parameter that no rule names is whole on every
+# device.
 
 # %%
 for pattern, axes in nlx.parallel.RULES:
@@ -85,9 +85,9 @@ for pattern, axes in nlx.parallel.RULES:
 print(nlx.parallel.MESH_AXES)
 
 # %% [markdown]
-# A small HOPE, and its training state: parameters, and what the optimizer keeps for each. `shardings`
-# applies the rules to the whole tree. The moments of Adam lie as their parameters do, because their
-# paths end alike.
+# A small HOPE, and its training state: parameters, and what the optimizer keeps for each.
+# `shardings` applies the rules to the whole tree. The moments of Adam lie as their parameters do,
+# because their paths end alike.
 
 # %%
 config = nlx.models.hope(
@@ -167,10 +167,10 @@ alone = nlx.training.make_step(loss, optimizer)
 expected, expected_metrics = alone(jax.device_put(new_state(), devices[0]), batch)
 
 # %% [markdown]
-# On the mesh, the step is planned before it runs: `plan` compiles it and says what it needs. JAX keeps
-# what was compiled, so that the call after it does not compile again. Figures of the chip are what
-# its maker says, here for TPU v5e; the plan sets them against the program that XLA made for eight
-# CPUs.
+# On the mesh, the step is planned before it runs: `plan` compiles it and says what it needs. JAX
+# keeps what was compiled, so that the call after it does not compile again. Figures of the chip are
+# what its maker says, here for TPU v5e; the plan sets them against the program that XLA made for
+# eight CPUs.
 
 # %%
 v5e = nlx.parallel.Chip(
@@ -208,10 +208,10 @@ print(f'gradients: {apart:.1e} apart at most, of norm {float(metrics["grad_norm"
 # ## Fast weights
 #
 # A block that learns in context has weights of its own for every sequence, $[L, B, \dots]$ for $L$
-# layers and $B$ sequences. They are divided over sequences by `data` and `fsdp`, and over a layer by
-# `model`, as the slow weights that they begin as. While sequences are read, devices along `data` and
-# `fsdp` have nothing to say to each other: parameters are gathered before the loop over time, and
-# gradients summed after it.
+# layers and $B$ sequences. They are divided over sequences by `data` and `fsdp`, and over a layer
+# by `model`, as the slow weights that they begin as. While sequences are read, devices along `data`
+# and `fsdp` have nothing to say to each other: parameters are gathered before the loop over time,
+# and gradients summed after it.
 
 
 # %%
@@ -223,7 +223,7 @@ def fast_weights(params):
 
 with jax.set_mesh(mesh):
   (fast,) = fast_weights(found.params)
-fast = dict((path_text(path), x) for path, x in jax.tree_util.tree_leaves_with_path(fast))
+fast = {path_text(path): x for path, x in jax.tree_util.tree_leaves_with_path(fast)}
 for path, x in fast.items():
   print(f'{path:32} {x.shape!s:18} {part(x).shape!s:18} {tuple(x.sharding.spec)}')
 
@@ -280,9 +280,9 @@ axes.legend(loc='lower right')
 figure
 
 # %% [markdown]
-# `data` divides no parameters: every chip has a copy. `fsdp` divides nearly all of them. Gradients come
-# on top, and so does what the backward pass keeps, which is often the larger part; only a compiler
-# can tell.
+# `data` divides no parameters: every chip has a copy. `fsdp` divides nearly all of them. Gradients
+# come on top, and so does what the backward pass keeps, which is often the larger part; only a
+# compiler can tell.
 
 # %% [markdown]
 # ## What a step takes at least
@@ -310,11 +310,12 @@ print(f'{per_token:,.0f} operations per token, {over_6n:.1f} times 6 N')
 print(f'a step takes at least {max(plan.least_seconds.values()) * 1e6:.1f} us, by {plan.bound}')
 
 # %% [markdown]
-# A Transformer takes about $6 N$ operations per token for $N$ parameters, forward and backward. HOPE
-# takes more: each chunk has a backward pass of its own, which the outer gradient passes in turn, its
-# memories compute with matrices that are no parameters, and the backward pass computes anew what it
-# does not keep. An embedding, on the other hand, is looked up and costs no products. `count_flops`
-# counts the products of any function in its jaxpr, loops included; nothing is compiled for that.
+# A Transformer takes about $6 N$ operations per token for $N$ parameters, forward and backward.
+# HOPE takes more: each chunk has a backward pass of its own, which the outer gradient passes in
+# turn, its memories compute with matrices that are no parameters, and the backward pass computes
+# anew what it does not keep. An embedding, on the other hand, is looked up and costs no products.
+# `count_flops` counts the products of any function in its jaxpr, loops included; nothing is
+# compiled for that.
 
 # %%
 one_chunk = {name: x[:, : LENGTH // 2] for name, x in batch.items()}
@@ -337,12 +338,12 @@ print(f'{"a step of training":28} {plan.flops:14,} operations')
 # tpu/plan.sh experiments/configs/lm.py:hope-340m v5e:4x4
 # ```
 #
-# The report is that of a plan, top to bottom: whether the step fits, with the memory of each chip and
-# what it is for; the operations of the products; what each chip sends; and the three times, of which
-# the longest is the bound. They are bounds at the peaks of the chip, not predictions: nothing in them
-# stands for the latency of the collectives. A step that does not fit ends with its largest arrays and
-# with flags that may fit. The repository keeps the results of some; where this notebook lies in it,
-# here they are.
+# The report is that of a plan, top to bottom: whether the step fits, with the memory of each chip
+# and what it is for; the operations of the products; what each chip sends; and the three times, of
+# which the longest is the bound. They are bounds at the peaks of the chip, not predictions: nothing
+# in them stands for the latency of the collectives. A step that does not fit ends with its largest
+# arrays and with flags that may fit. The repository keeps the results of some; where this notebook
+# lies in it, here they are.
 
 # %%
 here = pathlib.Path.cwd()
@@ -383,14 +384,14 @@ for i, (name, (color, hatch)) in enumerate(styles.items()):
   axes.barh(places, shares, 0.25, label=name, color=color, hatch=hatch, edgecolor='black')
 axes.set_yticks(range(len(bounds)), list(bounds))
 axes.invert_yaxis()
-axes.set(xlabel='least time, as a share of the longest of the three', xlim=(0, 1.4))
+axes.set(xlabel='least time, as a share of the longest of the three', xlim=(0, 1.55))
 axes.legend(loc='upper right')
 figure
 
 # %% [markdown]
-# Both kinds of program spend least time on products: they move many small arrays. A bar of the small
-# model says how the formula is used, not how HOPE is on a TPU: its arrays are tiny, and compiled for
-# CPUs.
+# Both kinds of program spend least time on products: they move many small arrays. A bar of the
+# small model says how the formula is used, not how HOPE is on a TPU: its arrays are tiny, and
+# compiled for CPUs.
 
 # %%
 assert len(devices) == 8 and dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'model': 2}
@@ -403,7 +404,7 @@ for old, new in zip(jax.tree.leaves(layout), jax.tree.leaves(found), strict=True
 for x in fast.values():  # Each device has the fast weights of a quarter of the sequences.
   assert x.shape[1] == BATCH and part(x).shape[1] == BATCH // 4
 copies, divided = (sum(gib[name][i] for name in gib) for i in (1, 2))
-assert copies == sum(gib[name][0] for name in gib) > 10 * divided
+assert copies == sum(gib[name][0] for name in gib) > 9 * divided
 assert plan.num_devices == 8 and plan.fits and plan.parts['arguments'] > 0
 assert plan.work.unknown_loops == 0 and plan.work.collectives
 assert plan.bound == max(TIMES, key=lambda name: plan.least_seconds[name])
@@ -413,10 +414,10 @@ assert flops['the loss'] == 2 * flops['the loss of half the text']  # and linear
 # %% [markdown]
 # ## Where to go on
 #
-# - [The rules](../nlx/parallel/sharding.py), [the mesh](../nlx/parallel/mesh.py) with slices of a pod,
-#   and [the plan](../nlx/parallel/plan.py).
+# - [The rules](../nlx/parallel/sharding.py), [the mesh](../nlx/parallel/mesh.py) with slices of a
+#   pod, and [the plan](../nlx/parallel/plan.py).
 # - `python -m experiments.train --config=experiments/configs/lm.py:hope-smoke --workdir=runs/two
-#   --config.mesh.fsdp=2 --config.mesh.cpu_devices=2` trains on two such devices; `config.mesh` has the
-#   three sizes.
+#   --config.mesh.fsdp=2 --config.mesh.cpu_devices=2` trains on two such devices; `config.mesh` has
+#   the three sizes.
 # - [Runs on TPU VMs](../tpu/README.md), from the plan to a spot TPU that is taken away.
 # - A [parameter of your own](../docs/extending.md) is whole on each device until a rule names it.

@@ -208,10 +208,10 @@ def _written(program: Program, computation: Computation, root: Instruction) -> l
 
 def _sent(kind: str, computation: Computation, collective: Instruction) -> float:
   """The bytes that one device sends in a collective."""
-  size = _group_size(collective)
   number = sum(_bytes(computation[name].type) for name in collective.operands)
-  if kind.startswith('collective'):
+  if kind.startswith('collective'):  # From each device to one other: there are no groups.
     return number
+  size = _group_size(collective)
   if kind == 'all-gather':
     return (size - 1) * number
   return (2 if kind == 'all-reduce' else 1) * (size - 1) / size * number

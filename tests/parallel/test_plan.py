@@ -154,6 +154,15 @@ def test_groups_along_axes_may_name_the_order_of_the_devices():
   assert work(parse(ordered)).collectives == work(parse(TEXT)).collectives
 
 
+def test_permutation_has_no_groups_and_sends_all():
+  permuted = TEXT.replace('all-reduce(%last)', 'collective-permute(%last)')
+  permuted = permuted.replace(
+    "replica_groups=mesh['x'=2,'y'=2,'z'=1] {'x','y'}, to_apply=%add",
+    'source_target_pairs={{0,1},{1,0}}',
+  )
+  assert work(parse(permuted)).collectives['collective-permute'] == Collective(1, 16)
+
+
 def test_groups_that_cannot_be_read_are_an_error():
   with pytest.raises(ValueError, match='groups of a collective cannot be read: .*somehow'):
     work(parse(TEXT.replace("mesh['x'=2,'y'=2,'z'=1] {'x','y'}", 'somehow')))
