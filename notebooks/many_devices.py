@@ -315,13 +315,14 @@ print(f'a step takes at least {max(plan.least_seconds.values()) * 1e6:.1f} us, b
 # turn, its memories compute with matrices that are no parameters, and the backward pass computes
 # anew what it does not keep. An embedding, on the other hand, is looked up and costs no products.
 # `count_flops` counts the products of any function in its jaxpr, loops included; nothing is
-# compiled for that.
+# compiled for that. The first chunk alone takes far less than half of the text: nothing after it
+# asks for what the block would have learned, and its inner backward pass is left out.
 
 # %%
-one_chunk = {name: x[:, : LENGTH // 2] for name, x in batch.items()}
+one_chunk = {name: x[:, :32] for name, x in batch.items()}
 flops = {
   'the loss': jax.make_jaxpr(loss)(params, batch),
-  'the loss of half the text': jax.make_jaxpr(loss)(params, one_chunk),
+  'the loss of its first chunk': jax.make_jaxpr(loss)(params, one_chunk),
 }
 flops = {name: nlx.parallel.count_flops(jaxpr) for name, jaxpr in flops.items()}
 for name, count in flops.items():
@@ -408,8 +409,8 @@ assert copies == sum(gib[name][0] for name in gib) > 9 * divided
 assert plan.num_devices == 8 and plan.fits and plan.parts['arguments'] > 0
 assert plan.work.unknown_loops == 0 and plan.work.collectives
 assert plan.bound == max(TIMES, key=lambda name: plan.least_seconds[name])
-assert plan.flops > 3 * flops['the loss']  # More than forward and backward,
-assert flops['the loss'] == 2 * flops['the loss of half the text']  # and linear in the length.
+assert plan.flops > 3 * flops['the loss']  # More than forward and backward.
+assert flops['the loss'] > 3 * flops['the loss of its first chunk']  # It learns in between.
 
 # %% [markdown]
 # ## Where to go on
