@@ -43,6 +43,7 @@ def build(folder: pathlib.Path) -> None:
   """Writes a page per package."""
   import pdoc
 
+  public_names()  # What nlx imports on first use is there.
   pdoc.render.configure(docformat='google', footer_text=f'nlx {nlx.__version__}')
   only_packages = f'!(?!({"|".join(map(re.escape, packages()))})$)'
   with warnings.catch_warnings():

@@ -35,7 +35,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
   """Imports a package of nlx on first use (PEP 562)."""
   if name == 'describe':
-    return importlib.import_module('nlx.levels').describe
+    globals()[name] = importlib.import_module('nlx.levels').describe
+    return globals()[name]
   if name in __all__:
     return importlib.import_module(f'nlx.{name}')
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -105,9 +105,8 @@ def new_state():
 layout = nlx.parallel.shardings(new_state(), mesh)
 state = nlx.parallel.place(new_state(), layout)
 
+
 # %%
-
-
 def path_text(path):
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
