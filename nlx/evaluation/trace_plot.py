@@ -64,11 +64,10 @@ def _draw_surprise(axes, trace: Trace, pieces: Sequence[str] | None) -> None:
   axes.set_ylabel('surprise\n(bits per token)')
   top = 1.3 * np.nanmax(bits)
   axes.set_ylim(0, top)
-  for place in _most_surprising(bits) if pieces is not None else ():
-    at = (place, bits[place])
-    axes.annotate(
-      repr(pieces[place])[1:-1], at, (0, 2), textcoords='offset points', fontsize=8, ha='center'
-    )
+  if pieces is not None:
+    for place in _most_surprising(bits):
+      text, at = repr(pieces[place])[1:-1], (place, bits[place])
+      axes.annotate(text, at, (0, 2), textcoords='offset points', fontsize=8, ha='center')
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
