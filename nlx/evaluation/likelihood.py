@@ -118,11 +118,14 @@ def _check(passage, place, vocab_size):
       f'`passages[{place}].num_scored` must be from 0 to {len(tokens) - 1}, one less than it has '
       f'tokens, got {num_scored}.'
     )
+  check_ids(f'passages[{place}].tokens', tokens, vocab_size)
+
+
+def check_ids(name: str, tokens: np.ndarray, vocab_size: int) -> None:
+  """Raises ValueError unless all tokens are ids of the vocabulary."""
   low, high = np.min(tokens), np.max(tokens)
   if low < 0 or high >= vocab_size:
-    raise ValueError(
-      f'`passages[{place}].tokens` must lie in 0..{vocab_size - 1}, got {low if low < 0 else high}.'
-    )
+    raise ValueError(f'`{name}` must lie in 0..{vocab_size - 1}, got {low if low < 0 else high}.')
 
 
 def _scores(model, num_passages, pieces, batch_size):

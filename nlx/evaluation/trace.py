@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from nlx import core
+from nlx.evaluation.likelihood import check_ids
 from nlx.levels import PeriodicState
 from nlx.memories.memory import MemoryState, weights_of
 from nlx.models import LanguageModel
@@ -98,10 +99,7 @@ def _checked(tokens: ArrayLike, vocab_size: int) -> np.ndarray:
     raise ValueError(
       f'`tokens` must be at least 2 integers in one axis, got {tokens.dtype} {tokens.shape}.'
     )
-  if tokens.min() < 0 or tokens.max() >= vocab_size:
-    raise ValueError(
-      f'`tokens` must be in [0, {vocab_size}), got {tokens.min()} to {tokens.max()}.'
-    )
+  check_ids('tokens', tokens, vocab_size)
   return tokens
 
 

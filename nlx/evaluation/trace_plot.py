@@ -8,15 +8,20 @@ import numpy as np
 
 from nlx.evaluation.trace import Trace
 
-# Grey values and dashes that stay apart in print.
+# Colours and dashes that stay apart in grey: enough for a HOPE with four blocks, and to spare.
 _STYLES = (
   {'color': '#000000', 'linestyle': '-'},
   {'color': '#d55e00', 'linestyle': '--'},
   {'color': '#56b4e9', 'linestyle': '-.'},
   {'color': '#009e73', 'linestyle': ':'},
+  {'color': '#a0a0a0', 'linestyle': '-'},
+  {'color': '#0072b2', 'linestyle': (0, (8, 3))},
+  {'color': '#cc79a7', 'linestyle': (0, (1, 3))},
+  {'color': '#606060', 'linestyle': (0, (5, 1, 1, 1, 1, 1))},
 )
 _LABELLED = 8  # tokens that are named, the most surprising ones
 _APART = 0.04  # of the text's length, at least, between two names
+_MARKED = 32  # looks at the levels up to which each has a mark; more would hide the dashes
 
 
 def plot_trace(trace: Trace, pieces: Sequence[str] | None = None) -> Any:
@@ -93,7 +98,7 @@ def _draw_levels(axes, ends: np.ndarray, moved: Mapping[str, np.ndarray]) -> Non
   for i, (name, distances) in enumerate(moved.items()):
     style = _STYLES[i % len(_STYLES)]
     shown = np.where(distances > 0, distances, np.nan)
-    axes.plot(ends, shown, **style, marker='.', label=name)
+    axes.plot(ends, shown, **style, marker='.' if len(ends) <= _MARKED else '', label=name)
   axes.set_yscale('log')
   axes.set_ylabel('distance from the start\n(root mean square)')
   _label(axes)
