@@ -149,6 +149,13 @@ def scale_by_two_speeds(
   def init(params):
     return ScaleByTwoSpeedsState(zeros(params), slow.init(params))
 
+  def levels_of(state):  # For the table of levels below.
+    held = state.slow.held
+    return [
+      optim.memory_info('fast', 'dot product', 'gradient, retention', state.fast),
+      optim.memory_info('slow', (objective or memories.l2()).name, 'gradient', held, slow_period),
+    ]
+
   def update(gradients, state, params=None):
     del params
     fast = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, state.fast, gradients)
@@ -161,7 +168,7 @@ def scale_by_two_speeds(
     )
     return updates, ScaleByTwoSpeedsState(fast, held)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(optim.described(init, levels_of), update)
 
 
 # %% [markdown]
@@ -385,18 +392,13 @@ print(f'largest difference: {group_gap:.1e}')
 
 # %% [markdown]
 # Frequencies multiply: the slow memory of a group of period 16 is written every 4 of its steps,
-# which is every 64 of training. As a table of levels, fastest first:
+# which is every 64 of training. `optim.level_infos` finds the levels in any chain, those of our own
+# optimizer by what it gave to `optim.described`. As a table, fastest first:
 
 # %%
-groups = {'blocks[0], head': (1, 7), 'blocks[1]': (4, 4), 'blocks[2]': (16, 4)}
-infos = []
-for name, (ticks, size) in groups.items():
-  info = functools.partial(levels.LevelInfo, unit='step', parameters=size)
-  infos += [
-    info(name, ticks, objective='task', rule='two speeds', transfer='gradient'),
-    info(f'{name}, slow memory', 4 * ticks, objective='L2', rule='delta', transfer='generation'),
-  ]
+infos = optim.level_infos(tx, params)
 print(nlx.describe(infos))
+levels.plot(infos)
 
 # %% [markdown]
 # ## What was claimed
@@ -420,6 +422,8 @@ assert np.isclose(jumps['L2'], 25) and np.isclose(jumps['Huber'], 0.5)
 for group, ticks in zip(moved['blocks'], (1, 4, 16), strict=True):
   assert (np.flatnonzero(group) + 1).tolist() == list(range(ticks, 33, ticks))
 assert group_gap < 1e-6
+assert {info.period for info in infos if info.name == 'slow'} == {4, 16, 64}
+assert sum(info.parameters for info in infos if info.name == 'weights') == 15
 
 # %% [markdown]
 # ## Where to go on

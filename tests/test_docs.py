@@ -62,7 +62,8 @@ def test_blocks_of_the_readme_run(monkeypatch, tmp_path):
   config = models.transformer(vocab_size=16, model_dim=8, num_layers=1, num_heads=2)
   interop.save_llama(models.create(config, rngs=nnx.Rngs(0)), 'folder')
   # What the README leaves to the reader.
-  run(README, {'nlx': resolve('nlx'), 'optax': optax, 'cell': lambda *args: None}, SLOW)
+  given = {'nlx': resolve('nlx'), 'nnx': nnx, 'optax': optax, 'cell': lambda *args: None}
+  run(README, given, SLOW)
 
 
 @every_page

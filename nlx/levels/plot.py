@@ -4,22 +4,23 @@ import math
 from typing import Any
 
 from nlx import core
-from nlx.levels.describe import LevelInfo, period_text, sorted_infos
+from nlx.levels.describe import UNITS, LevelInfo, period_text, sorted_infos
 
 _LINE, _HELD, _DENSE, _MARK = '#c0c0c0', '#e8e8e8', '#707070', '#000000'
 _MIN_GAP = 0.007  # of the width of the axis: marks that are closer run into one bar
-_PERIODS_SHOWN = 4  # of the slowest level inside a sequence, if no span is given
+_PERIODS_SHOWN = 4  # of the slowest level that the axis counts for, if no span is given
 
 
 def plot(system: Any, span: int | None = None) -> Any:
   """Draws one row per level, fastest at the top, with a mark wherever it is updated.
 
-  The token axis is logarithmic, so that short and long periods can be read in one picture; where
-  marks would touch they become a grey bar. A hatched bar is a level that no token updates.
+  The axis counts tokens, or steps where no level is updated by tokens, as in an optimizer. It is
+  logarithmic, so that short and long periods can be read in one picture; where marks would touch
+  they become a grey bar. A hatched bar is a level that nothing on the axis updates.
 
   Args:
     system: What `describe` takes.
-    span: Tokens to show; four periods of the slowest level inside a sequence if not given.
+    span: Tokens or steps to show; four periods of the slowest level on the axis if not given.
 
   Returns:
     A `matplotlib.figure.Figure`, which notebooks show and `savefig` writes.
@@ -35,9 +36,10 @@ def plot(system: Any, span: int | None = None) -> Any:
   from matplotlib.figure import Figure
 
   infos = sorted_infos(system)
-  periods = [period for info in infos if (period := _token_period(info))]
+  unit = min((info.unit for info in infos if info.period), key=UNITS.index, default=UNITS[0])
+  periods = [info.period for info in infos if info.period and info.unit == unit]
   span = _PERIODS_SHOWN * max(periods, default=256) if span is None else span
-  core.check_positive('span', span, 'token')
+  core.check_positive('span', span, unit)
   first = max(1, min((*periods, span)) // 2)
   last = max(span, 2 * first)
   figure = Figure(figsize=(9, 1 + 0.6 * len(infos)), layout='constrained')
@@ -45,19 +47,14 @@ def plot(system: Any, span: int | None = None) -> Any:
   axes.set_xscale('log', base=2)
   axes.set_xlim(first, last * 1.02)
   axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
-  axes.set_xlabel('tokens seen')
+  axes.set_xlabel(f'{unit}s seen')
   for row, info in enumerate(infos):
-    _draw_row(axes, row, info, first, last)
+    _draw_row(axes, row, info.period if info.unit == unit else None, first, last)
   axes.set_ylim(len(infos) - 0.5, -0.5)
   axes.set_yticks(range(len(infos)), [f'{info.name}\n{_rhythm(info)}' for info in infos])
   axes.spines[['top', 'left', 'right']].set_visible(False)
   axes.tick_params(axis='y', length=0)
   return figure
-
-
-def _token_period(info: LevelInfo) -> int | None:
-  """Tokens per update; None for a level that no token updates."""
-  return info.period if info.unit == 'token' else None
 
 
 def _rhythm(info: LevelInfo) -> str:
@@ -67,9 +64,8 @@ def _rhythm(info: LevelInfo) -> str:
   return f'every {info.unit if info.period == 1 else period_text(info)}'
 
 
-def _draw_row(axes, row: int, info: LevelInfo, first: int, last: int) -> None:
+def _draw_row(axes, row: int, period: int | None, first: int, last: int) -> None:
   """Marks the updates of one level on a line, or hatches the row of a level without any."""
-  period = _token_period(info)
   if period is None:
     axes.barh(row, last - first, 0.4, first, color=_HELD, hatch='///', edgecolor=_LINE)
     return

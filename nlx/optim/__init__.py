@@ -35,6 +35,7 @@ from nlx.optim.delta_momentum import (
   delta_momentum,
   scale_by_delta_momentum,
 )
+from nlx.optim.description import described, level_infos, memory_info
 from nlx.optim.generalized_gradient_descent import (
   ScaleByGeneralizedGradientDescentState,
   generalized_gradient_descent,
@@ -91,6 +92,7 @@ __all__ = [
   'delta_gradient_descent',
   'delta_momentum',
   'dense',
+  'described',
   'diagonal',
   'every',
   'from_function',
@@ -104,8 +106,10 @@ __all__ = [
   'kronecker',
   'learned',
   'learned_preconditioner',
+  'level_infos',
   'm3',
   'matrix_labels',
+  'memory_info',
   'minimax',
   'momentum',
   'multi_rate',

@@ -10,6 +10,7 @@ import optax
 from nlx import core
 from nlx.memories import Memory, Network, Objective, apply, dot_product, gradient, surprise
 from nlx.optim import assembly, leaves
+from nlx.optim.description import described, memory_info
 from nlx.optim.momentum import scale_by_momentum
 
 
@@ -114,7 +115,12 @@ def scale_by_deep_momentum(
       jax.tree.unflatten(structure, learned), jax.tree.unflatten(structure, drawn)
     )
 
-  return leaves.transformation(init, update)
+  def infos(state):
+    return [
+      memory_info('deep momentum', memory.objective.name, 'gradient, retention', state.learned)
+    ]
+
+  return leaves.transformation(described(init, infos), update)
 
 
 def _perceptron(hidden: int) -> Network:

@@ -9,6 +9,7 @@ import optax
 
 from nlx.core import matmul, matrix_norm
 from nlx.optim import assembly, leaves
+from nlx.optim.description import described, infos_of, memory_info
 from nlx.optim.preconditioners import Preconditioner, identity
 
 
@@ -81,7 +82,11 @@ def scale_by_delta_momentum(
   def init(params):
     return ScaleByDeltaMomentumState(leaves.zeros(params), precondition.init(params))
 
-  return leaves.transformation(init, update)
+  def infos(state):
+    memory = memory_info('momentum', 'L2', 'delta, retention', state.memory)
+    return [memory, *infos_of(state.preconditioner, state.memory)]
+
+  return leaves.transformation(described(init, infos), update)
 
 
 def _along(memory: jax.Array, gradient: jax.Array) -> jax.Array:

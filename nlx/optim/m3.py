@@ -1,5 +1,6 @@
 """Multi-scale momentum Muon: orthogonalised momenta at several update frequencies."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import optax
 
 from nlx import core, levels
 from nlx.optim import assembly, leaves
+from nlx.optim.description import described, memory_info
 from nlx.optim.newton_schulz import newton_schulz
 
 SECOND_MOMENTS = ('relative', 'literal', 'none')
@@ -128,7 +130,19 @@ def scale_by_m3(
       updates = jax.tree.map(lambda u, r: u / (r + eps), updates, root)
     return leaves.as_dtypes_of(updates, gradients), ScaleByM3State(count, fast, slow, second)
 
+  rule = 'gradient' if literal else 'gradient, retention'
+  init = described(init, lambda state: _infos(state, rule, periods))
   return leaves.transformation(init, update)
+
+
+def _infos(state: ScaleByM3State, rule: str, periods: Sequence[int]) -> list[levels.LevelInfo]:
+  info = functools.partial(memory_info, objective='dot product', rule=rule)
+  found = [info('fast momentum', memory=state.fast)]
+  if state.second_moment is not None:
+    found.append(info('second moment', memory=state.second_moment))
+  for period, slow in zip(periods, state.slow, strict=True):
+    found.append(info('slow momentum', memory=slow.held.memory, period=period))
+  return found
 
 
 def _kind_of_second_moment(second_moment: str | None, literal: bool) -> str:

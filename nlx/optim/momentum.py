@@ -9,6 +9,7 @@ import optax
 
 from nlx.memories import Objective, dot_product
 from nlx.optim import assembly, leaves
+from nlx.optim.description import described, memory_info
 
 
 class ScaleByMomentumState(NamedTuple):
@@ -95,7 +96,11 @@ def scale_by_momentum(
   def init(params):
     return ScaleByMomentumState(jnp.zeros((), jnp.int32), leaves.zeros(params))
 
-  return leaves.transformation(init, update)
+  def infos(state):
+    name = (objective or dot_product()).name
+    return [memory_info('momentum', name, 'gradient, retention', state.memory)]
+
+  return leaves.transformation(described(init, infos), update)
 
 
 def momentum(

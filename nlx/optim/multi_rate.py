@@ -9,6 +9,7 @@ import optax
 
 from nlx import core, levels
 from nlx.optim import leaves
+from nlx.optim.description import described, infos_of, weights_info
 
 
 class EveryState(NamedTuple):
@@ -73,7 +74,13 @@ def every(
     updates = leaves.as_dtypes_of(state.held.updates, gradients)
     return core.select(state.count == 0, updates, core.tree_zeros_like(updates)), state
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  def infos(state):
+    held = state.held
+    inside = infos_of(held.optimizer, held.updates)
+    slower = [info._replace(period=info.period and period * info.period) for info in inside]
+    return [*slower, *weights_info(held.updates, slower, period)]
+
+  return optax.GradientTransformationExtraArgs(described(init, infos), update)
 
 
 def scale_by_multi_rate(

@@ -10,6 +10,7 @@ import optax
 
 from nlx import core, levels
 from nlx.optim import leaves
+from nlx.optim.description import described, memory_info
 from nlx.optim.inverse_root import inverse_root, largest_row_sum
 
 MAX_FULL_SIZE = 4096
@@ -114,7 +115,11 @@ def diagonal(
 
     return leaves.as_dtypes_of(jax.tree.map(divide, updates, state.second_moment), updates)
 
-  return Preconditioner(init, update, apply)
+  def infos(state):
+    rule = 'gradient' if decay is None else 'gradient, retention'
+    return [memory_info('second moment', 'dot product', rule, state.second_moment)]
+
+  return Preconditioner(described(init, infos), update, apply)
 
 
 class FactorsState(NamedTuple):
@@ -299,9 +304,15 @@ def learned(
   def apply(updates, state):
     return leaves.as_dtypes_of(jax.tree.map(times, updates, state.preconditioner), updates)
 
-  return Preconditioner(
-    lambda params: LearnedState(jax.tree.map(start, leaves.zeros(params))), update, apply
-  )
+  def init(params):
+    return LearnedState(jax.tree.map(start, leaves.zeros(params)))
+
+  def infos(state):
+    goal = 'whitening' if objective is None else 'your own'
+    rule = 'relative gradient' if objective is None else 'gradient'
+    return [memory_info('preconditioner', goal, rule, state.preconditioner)]
+
+  return Preconditioner(described(init, infos), update, apply)
 
 
 def _whiten(p, g, rate, eps):
@@ -397,4 +408,12 @@ def _from_moments(products, times, power, decay, ridge, period) -> Preconditione
 
     return leaves.as_dtypes_of(jax.tree.map(one, updates, state.roots.held), updates)
 
-  return Preconditioner(init, update, apply)
+  def infos(state):
+    rule = 'gradient' if decay is None else 'gradient, retention'
+    moments = memory_info('moments', 'dot product', rule, state.moments)
+    return [
+      moments,
+      memory_info('roots', 'none', f'moments^(-1/{power})', state.roots.held, period),
+    ]
+
+  return Preconditioner(described(init, infos), update, apply)
