@@ -14,7 +14,7 @@ from nlx.memories.layer import layer
 from nlx.memories.memory import Memory, Tokens
 from nlx.memories.modules import CausalConv, Projection, horizon_logits, rms_norm, unit_norm
 from nlx.memories.networks import Network, apply, init_weights, matrix, mlp
-from nlx.memories.objectives import l2
+from nlx.memories.objectives import Objective, l2
 from nlx.memories.rules import Gates, Rule, dgd, log_gate, mask_gates
 
 ROLES = ('k', 'v', 'eta', 'alpha', 'q')
@@ -36,6 +36,10 @@ class SelfModifyingConfig:
       projections. The paper leaves q out: its ablation shows no gain.
     own_targets: Whether memories make their own targets of the values (Eq. 84); if not, the values
       are the targets.
+    objective: What a write lowers. Under `dot_product()`, without retention and momentum, a matrix
+      that makes its own targets follows states and counts, each token by its values: W gains
+      eta' u k^T, with u = W v / ||W v||. A value of -k turns over what is stored for k, whatever
+      eta' is above its norm; a value that no key writes to adds the same at every token.
     reads: 'token' or 'chunk', see `nlx.memories.layer`.
     rate_gate: 'sigmoid', eta in (0, 1), or 'exponential', so that the proximal rate of a unit key
       covers (0, 1), which tracking a state needs.
@@ -56,6 +60,7 @@ class SelfModifyingConfig:
   rule: Rule = dgd(momentum=True)
   adaptive: tuple[str, ...] = ('k', 'v', 'eta', 'alpha')
   own_targets: bool = True
+  objective: Objective = l2()
   reads: str = 'token'
   rate_gate: str = 'sigmoid'
   rate_bias: tuple[float, float] = (0.0, 0.0)
@@ -82,7 +87,7 @@ class SelfModifyingConfig:
       core.check_choice('adaptive', role, ROLES)
     if len(set(self.adaptive)) < len(self.adaptive):
       raise ValueError(f'`adaptive` must name each role once, got {self.adaptive!r}.')
-    memories.check_rule(self.rule, self.network, l2())
+    memories.check_rule(self.rule, self.network, self.objective)
 
   @property
   def head_dim(self) -> int:
@@ -134,7 +139,7 @@ class SelfModifying(nnx.Module):
 
       k_t = M_k(x_t)   v_t = M_v(x_t)   eta_t = M_eta(x_t)   alpha_t = M_alpha(x_t)
       o_t = M_memory(q_t)
-      M_r <- one step of the rule on 1/2 ||M_r(k_t) - M_r(v_t)||^2, for every role r
+      M_r <- one step of the rule on the objective of M_r(k_t) and M_r(v_t), for every role r
 
   Everything generated comes from the state at the last chunk boundary. Ours: slow projections of x
   to heads precede the memories, keys, queries, values and targets have unit norm, eta and alpha are
@@ -198,13 +203,16 @@ class SelfModifying(nnx.Module):
 
     widths = (config.head_dim, config.head_dim)
     roles = memories.level(
-      Memory(config.network, config.rule, l2(), target), config.projection_chunk_size, widths
+      Memory(config.network, config.rule, config.objective, target),
+      config.projection_chunk_size,
+      widths,
     )
     main = layer(
       config.network,
       config.rule,
       config.chunk_size,
       target=target,
+      objective=config.objective,
       reads=config.reads,
       widths=widths,
     )
@@ -343,7 +351,7 @@ class SelfModifying(nnx.Module):
 
     shapes = config.network.shapes(config.head_dim, config.head_dim)
     size = config.num_heads * sum(rows * columns for rows, columns in shapes.values())
-    objective = 'L2 to own values' if config.own_targets else 'L2'
+    objective = config.objective.name + (' to own values' if config.own_targets else '')
     like = LevelInfo('memory', config.chunk_size, 'token', objective, config.rule.text, size, '')
     infos = [like._replace(transfer='weights, initial state')]
     if config.adaptive:

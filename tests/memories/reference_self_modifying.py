@@ -35,7 +35,7 @@ def generated(config, slow, held, inputs):
 
 def write(config, live, held, momentum, key, value, gates):
   """One token into one memory, whose target is its own answer to the value."""
-  memory = memories.Memory(config.network, config.rule)
+  memory = memories.Memory(config.network, config.rule, config.objective)
   target = unit(answer(config.network, held, value))
   gradients = jax.grad(lambda weights: reference.loss(memory, weights, key, target))(held)
   inputs = reference.matrix_inputs(memory, held, key)

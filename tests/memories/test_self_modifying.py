@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from nlx import memories
+from nlx.memories.modules import unit_norm
 from nlx.memories.self_modifying import ROLES, SelfModifying, SelfModifyingConfig
 from tests.compiling import quick_jit
 from tests.memories import problems
@@ -35,8 +36,9 @@ VARIANTS = {
     'adaptive': (),
     'conv_width': 1,
   },
-  'dgd-matrices-chunk_1-no_retention': {
-    'rule': memories.dgd(retention=False),
+  'dot_product-matrices-chunk_1-no_retention': {
+    'rule': memories.gradient(retention=False),
+    'objective': memories.dot_product(),
     'memory_hidden': 0,
     'chunk_size': 1,
     'adaptive': ('v',),
@@ -322,3 +324,41 @@ def test_matrix_at_a_high_rate_turns_over_what_a_key_holds():
   live, _ = memories.absorb(memory, state, state, memories.Tokens(key, 0 * key, gates))
   expected = weight.at[:, 0].multiply(-1)
   np.testing.assert_allclose(live.matrices['w'].weight, expected, atol=1e-3)
+
+
+# ----- what a matrix can follow whose targets are its own, under the dot product
+
+
+def followed(values, keys, queries, start):
+  """Answers of one matrix [2, 2] that writes with gates of 1/2 at every token."""
+  own = lambda weights, values: unit_norm(memories.apply(memories.matrix(), weights, values))  # noqa: E731
+  layer = memories.layer(
+    memories.matrix(),
+    memories.gradient(retention=False),
+    chunk_size=1,
+    objective=memories.dot_product(),
+    target=own,
+  )
+  ones = jnp.ones(len(keys))
+  tokens = memories.Tokens(keys, values, memories.Gates(ones, 0 * ones, 0 * ones))
+  return jax.jit(layer.unroll)(layer.level.init({'w': start}), tokens, queries)[0]
+
+
+def test_a_value_opposite_to_its_key_turns_a_state_over():
+  flips = np.random.default_rng(0).integers(2, size=1000)
+  key = jnp.tile(jnp.array([1.0, 0.0]), (1000, 1))
+  other = jnp.array([0.0, 1.0])
+  # Without a flip the token writes to the other key.
+  keys = jnp.where(flips[:, None] == 1, key, other[None])
+  answers = followed(-keys, keys, key, jnp.diag(jnp.array([0.2, 0.1])))
+  parity = np.cumsum(flips) % 2
+  np.testing.assert_array_equal(answers[:, 0] < 0, parity == 1)
+  assert jnp.all(jnp.abs(answers[:, 0]) > 0.1)
+
+
+def test_a_value_that_no_key_writes_to_counts():
+  signs = np.random.default_rng(0).choice([-1.0, 1.0], size=1000)
+  key, value = jnp.tile(jnp.array([[1.0, 0.0]]), (1000, 1)), jnp.array([0.0, 1.0])
+  start = jnp.array([[0.0, 0.3], [0.0, 0.0]])
+  answers = followed(signs[:, None] * value[None], key, key, start)
+  np.testing.assert_allclose(answers[:, 0], np.cumsum(signs) / 2, rtol=1e-4, atol=1e-3)
