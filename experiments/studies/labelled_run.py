@@ -30,6 +30,7 @@ class Trained(NamedTuple):
 
   logits: Callable[[Any, jax.Array], jax.Array]  # of parameters and tokens [B, T]
   params: Any  # leaves [seeds, ...]
+  state: Any  # of the optimizer after the last round, leaves [seeds, ...]
   rounds: np.ndarray  # [seeds] how many were learned from
   sequence: np.ndarray  # [seeds] share of sequences without a wrong answer, where selected
   loss: np.ndarray  # [seeds] nats per answer, where selected
@@ -98,7 +99,7 @@ def train(
     perfect = perfect + 1 if score[:, 0].min() == 1 else 0
     if perfect == schedule.patience:
       break
-  return Trained(answer, best, rounds, scores[:, 0], -scores[:, 1])
+  return Trained(answer, best, state, rounds, scores[:, 0], -scores[:, 1])
 
 
 def answers(

@@ -102,7 +102,7 @@ def test_answers_do_not_depend_on_the_batches():
   np.testing.assert_allclose(whole.loss, trained.loss, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', formal_languages.FULL.rates)
+@pytest.mark.parametrize('name', formal_languages.FULL.models)
 def test_models_of_formal_languages_know_no_positions(name):
   make, logits = formal_languages.build(name, 2)
   read = lambda tokens: logits(make(nnx.Rngs(0)), tokens)  # noqa: E731
