@@ -26,7 +26,10 @@ from nlx.parallel.program import parse
 from nlx.parallel.work import Buffer, Work, largest, work
 
 LARGEST = 8  # Arrays that are named.
-_GIB = 2**30
+# Units, the largest first; a number below a hundredth of one is told in the next.
+_BINARY = {'GiB': 2**30, 'MiB': 2**20, 'KiB': 2**10}
+_DECIMAL = {'GB': 1e9, 'MB': 1e6, 'kB': 1e3}
+_TIME = {'s': 1, 'ms': 1e-3, 'us': 1e-6}
 
 
 class Plan(NamedTuple):
@@ -196,18 +199,18 @@ def assigned_bytes(report: str) -> int:
 def _memory(plan: Plan) -> list[str]:
   """What it needs against what there is, and the largest arrays if it does not fit."""
   available, margin = plan.chip.memory, plan.margin
-  needs = f'{plan.memory / _GIB:.2f} GiB per device'
+  needs = f'{_in_units(plan.memory, _BINARY)} per device'
   if available is None or margin is None:
     verdict = f'needs {needs}, and how much there is is unknown'
   else:
-    rest = f'{abs(margin) / _GIB:.2f} GiB ({abs(margin) / available:.0%})'
-    verdict = f'{needs} of {available / _GIB:.2f} GiB, {rest} '
+    rest = f'{_in_units(abs(margin), _BINARY)} ({abs(margin) / available:.0%})'
+    verdict = f'{needs} of {_in_units(available, _BINARY)}, {rest} '
     verdict = f'fits: {verdict}to spare' if plan.fits else f'does not fit: {verdict}too much'
-  parts = [f'  {size / _GIB:8.2f} GiB  {name}' for name, size in plan.parts.items()]
+  parts = [f'  {_in_units(size, _BINARY):>12}  {name}' for name, size in plan.parts.items()]
   if plan.fits:
     return [f'Memory {verdict}', *parts]
   arrays = [
-    f'  {array.bytes / _GIB:8.2f} GiB  {array.type}, made by {array.makers}: {array.source}'
+    f'  {_in_units(array.bytes, _BINARY):>12}  {array.type}, made by {array.makers}: {array.source}'
     for array in plan.largest
   ]
   return [f'Memory {verdict}', *parts, 'The largest arrays', *arrays]
@@ -220,7 +223,7 @@ def _work(plan: Plan) -> list[str]:
     return lines
   lines.append('Each device sends' if plan.work.collectives else 'No device sends anything')
   lines += [
-    f'  {found.bytes / 1e9:8.2f} GB   in {found.times:,} x {kind}'
+    f'  {_in_units(found.bytes, _DECIMAL):>12}  in {found.times:,} x {kind}'
     for kind, found in plan.work.collectives.items()
   ]
   if plan.work.unknown_loops:
@@ -232,5 +235,12 @@ def _time(plan: Plan) -> list[str]:
   """The roofline."""
   if plan.bound is None:
     return []
-  times = [f'  {time:8.2f} s    {name}' for name, time in plan.least_seconds.items()]
+  times = [f'  {_in_units(time, _TIME):>12}  {name}' for name, time in plan.least_seconds.items()]
   return [f'A step takes at least, and {plan.bound} sets the bound', *times]
+
+
+def _in_units(number: float, units: dict[str, float]) -> str:
+  """A size or a time with two decimals, such as '15.75 GiB'."""
+  *larger, smallest = units
+  unit = next((unit for unit in larger if number >= units[unit] / 100), smallest)
+  return f'{number / units[unit]:.2f} {unit}'

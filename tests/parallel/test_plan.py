@@ -292,6 +292,9 @@ def test_plan_of_an_unknown_chip_knows_no_times(found):
 def test_plan_that_fits_says_what_it_leaves(found):
   assert found.fits and found.margin == 1e6 - found.memory
   assert 'Memory fits: ' in str(found) and 'The largest arrays' not in str(found)
+  assert '1.12 KiB  arguments' in str(found)
+  large = found._replace(memory=3 * 2**30, chip=CHIP._replace(memory=4 * 2**30))
+  assert '3.00 GiB per device of 4.00 GiB, 1.00 GiB (25%) to spare' in str(large)
 
 
 def test_plan_that_does_not_fit_names_the_largest_arrays(found):
