@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments import common
 from experiments.configs import lm
-from nlx import models, parallel, training
+from nlx import interop, models, parallel, training
 
 MESHES = {'8x1x1': (8, 1, 1), '2x4x1': (2, 4, 1), '2x2x2': (2, 2, 2)}
 LARGE = 2**12  # Elements; smaller parameters may lie whole on every device.
@@ -162,3 +162,27 @@ def test_sum_over_sequences_is_a_sum_anywhere():
     summed = jax.jit(functools.partial(parallel.sum_over_sequences, total))
     assert summed(jnp.asarray(2.0), numbers) == expected
     np.testing.assert_allclose(jax.grad(summed)(jnp.asarray(2.0), numbers), numbers.sum())
+
+
+def test_divided_parameters_are_read_with_and_saved_as_whole_ones(tmp_path):
+  """A session, its file and a Llama of a model that lies on eight devices."""
+  config = models.transformer(vocab_size=16, model_dim=16, num_layers=1, num_heads=4)
+  model = models.create(config, rngs=nnx.Rngs(0))
+  graph, params = nnx.split(model, nnx.Param)
+  params, where = nnx.as_pure(params), mesh('2x2x2')
+  divided = nnx.merge(graph, jax.device_put(params, parallel.shardings(params, where)))
+  tokens = jax.random.randint(jax.random.key(1), (4, 9), 0, 16)
+
+  def read(model):
+    session = models.sessions.start(model, batch_size=4, max_length=16)
+    return models.sessions.read(model, session, tokens)
+
+  with jax.set_mesh(where):
+    session = read(divided)
+    models.sessions.save(tmp_path / 'session', session)
+    interop.save_llama(divided, tmp_path / 'llama')
+  np.testing.assert_allclose(session.logits, read(model).logits, atol=1e-5)
+  loaded = models.sessions.load(tmp_path / 'session', model)
+  np.testing.assert_array_equal(loaded.logits, session.logits)
+  saved = nnx.as_pure(nnx.state(interop.load_llama(tmp_path / 'llama'), nnx.Param))
+  jax.tree.map(np.testing.assert_array_equal, saved, params)
