@@ -95,6 +95,8 @@ def make_model_config(
     raise ValueError(f'`model.family` must be one of {list(models.FAMILIES)}, got {family!r}.')
   if 'rule' in options:
     options['rule'] = make_rule(**dict(fields.rule))
+  if 'objective' in options:
+    options['objective'] = make_objective(fields.objective)
   if 'cms_rule' in options:
     options['cms_rule'] = make_in_context_rule('model.cms_rule', fields.cms_rule)
   parameters, hidden = options.pop('parameters', None), options.pop('cms_hidden', None)
@@ -115,6 +117,14 @@ def make_rule(name: str, **options: Any) -> memories.Rule:
   if name not in rules:
     raise ValueError(f'`model.rule.name` must be one of {tuple(rules)}, got {name!r}.')
   return rules[name](**options)
+
+
+def make_objective(name: str) -> memories.Objective:
+  """Returns the objective that `model.objective` names."""
+  objectives = {'l2': memories.l2, 'dot_product': memories.dot_product, 'huber': memories.huber}
+  if name not in objectives:
+    raise ValueError(f'`model.objective` must be one of {tuple(objectives)}, got {name!r}.')
+  return objectives[name]()
 
 
 # Those whose derivative is finite where an inner gradient is zero.

@@ -82,6 +82,7 @@ RULE = {
 SELF_MODIFICATION = {
   'adaptive': ('k', 'v', 'eta', 'alpha'),  # A subset of k, v, eta, alpha and q.
   'own_targets': True,
+  'objective': 'l2',  # Or dot_product, huber.
   'reads': 'token',  # Or chunk.
   'rate_gate': 'sigmoid',  # Or exponential.
 }

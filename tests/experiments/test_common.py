@@ -5,7 +5,7 @@ import pytest
 
 from experiments import common
 from experiments.configs import lm
-from nlx import cms, levels, optim
+from nlx import cms, levels, memories, optim
 
 
 def test_config_comes_back_from_its_folder(tmp_path):
@@ -69,6 +69,16 @@ def test_unknown_model_family_is_an_error():
   config.model.family = 'lstm'
   with pytest.raises(ValueError, match="`model.family` must be one of .*, got 'lstm'"):
     common.create(config)
+
+
+def test_objective_of_the_memories_is_chosen_by_name():
+  config = lm.get_config('hope-smoke')
+  config.model.objective = 'dot_product'
+  made = common.make_model_config(config.model, 256)
+  assert made.mixer.objective == memories.dot_product()
+  config.model.objective = 'l1'
+  with pytest.raises(ValueError, match="`model.objective` must be one of .*'huber'.*, got 'l1'"):
+    common.make_model_config(config.model, 256)
 
 
 def test_width_of_independent_levels_is_an_error():
