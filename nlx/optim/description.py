@@ -58,7 +58,21 @@ def described(
 
 
 def memory_info(name: str, objective: str, rule: str, memory: Any, period: int = 1) -> LevelInfo:
-  """A row for a memory of gradients: `memory` is what it learns, `period` is in steps."""
+  """The level of a memory of gradients, for `described`.
+
+  Args:
+    name: What it is called.
+    objective: What its updates lower.
+    rule: How it is updated.
+    memory: The tree of what it learns, whose elements are counted; arrays or their shapes.
+    period: Steps per update.
+
+  Returns:
+    A level that counts steps, and makes what moves the weights.
+
+  References:
+    Behrouz et al., Nested Learning, arXiv 2512.24695v1, Def. 2 and Sec. 4.
+  """
   size = core.tree_size(memory)
   return LevelInfo(name, period, 'step', objective, rule, size, 'generation')
 
