@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from nlx.core import matmul
 from nlx.memories.rules import Gates, Rule, rates
-from nlx.memories.triangular import unit_lower_inverse
+from nlx.memories.triangular import unit_lower_inverses
 
 
 class Factors(NamedTuple):
@@ -120,41 +120,55 @@ class MatrixChunk(NamedTuple):
   removed: jax.Array | None  # u_t [..., C, V]; None without delta
 
 
-def matrix_chunk(
+def matrix_chunks(
   rule: Rule,
   factors: Factors,
   gates: Gates,
-  start: MatrixState,
-  inputs: jax.Array,
-  errors: jax.Array,
-) -> MatrixChunk:
-  """Solves one chunk of the rule for one matrix.
+  starts: dict[str, MatrixState],
+  inputs: dict[str, jax.Array],
+  errors: dict[str, jax.Array],
+) -> dict[str, MatrixChunk]:
+  """Solves one chunk of the rule for the matrices of a memory.
 
   Args:
     rule: The rule.
     factors: `gate_factors` of the chunk.
     gates: [..., C'], those of the tokens in the first window included.
-    start: State before the chunk, or before the part of a chunk that these tokens are.
-    inputs: x_t [..., C', K].
-    errors: e_t [..., C', V], at the weights of the chunk's start.
+    starts: States before the chunk, or before the part of a chunk that these tokens are.
+    inputs: x_t [..., C', K] of each matrix.
+    errors: e_t [..., C', V] of each, at the weights of the chunk's start.
 
   Returns:
-    The chunk, to be read with `read_tokens` and closed with `last_state`.
+    The chunk of each, to be read with `read_tokens` and closed with `last_state`.
   """
-  decay, write = rates(rule, gates, inputs, errors)
-  writes = write[..., None] * errors
-  if decay is None:
-    return MatrixChunk(start, factors, inputs, writes, None)
-  gram = decay[..., None] * matmul(inputs, inputs.mT)
-  inverse = unit_lower_inverse(_shift(factors.kept_between) * gram)
-  target = _scaled(_shift_gate(factors.kept), matmul(inputs, start.weight.mT))
+  chunks, decays, grams = {}, {}, {}
+  for name, start in starts.items():
+    decay, write = rates(rule, gates, inputs[name], errors[name])
+    writes = write[..., None] * errors[name]
+    chunks[name] = MatrixChunk(start, factors, inputs[name], writes, None)
+    if decay is not None:
+      decays[name] = decay
+      grams[name] = decay[..., None] * matmul(inputs[name], inputs[name].mT)
+  if not grams:
+    return chunks
+  between = _shift(factors.kept_between)
+  inverses = unit_lower_inverses([between * gram for gram in grams.values()])
+  return {
+    name: chunk._replace(removed=matmul(inverse, _right_side(chunk, decays[name], grams[name])))
+    for (name, chunk), inverse in zip(chunks.items(), inverses, strict=True)
+  }
+
+
+def _right_side(chunk, decay, gram):
+  """Of the system: what the decay would remove of W_{t-1}, had it removed nothing before."""
+  factors, start = chunk.factors, chunk.start
+  target = _scaled(_shift_gate(factors.kept), matmul(chunk.inputs, start.weight.mT))
   push, momentum = factors.push, start.momentum
-  if push is None or momentum is None:
-    old = decay[..., None] * target - matmul(_shift(factors.kept_between) * gram, writes)
-  else:
-    target += _shift_zero(push.carried)[..., None] * matmul(inputs, momentum.mT)
-    old = decay[..., None] * target - matmul(_shift(push.carried_between) * gram, writes)
-  return MatrixChunk(start, factors, inputs, writes, matmul(inverse, old))
+  between = factors.kept_between
+  if push is not None and momentum is not None:
+    target += _shift_zero(push.carried)[..., None] * matmul(chunk.inputs, momentum.mT)
+    between = push.carried_between
+  return decay[..., None] * target - matmul(_shift(between) * gram, chunk.writes)
 
 
 def read_tokens(chunk: MatrixChunk, queries: jax.Array) -> jax.Array:

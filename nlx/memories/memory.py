@@ -195,12 +195,8 @@ def absorb(
     written = _joined(live.recent, tokens)
     recent = _last(written, tokens.gates.valid, rule.window - 1)
   inputs, errors = surprise(memory, weights_of(held), written.keys, written.values)
-  solved = {
-    name: solver.matrix_chunk(
-      rule, factors, written.gates, _turned(rule, matrix), inputs[name], errors[name]
-    )
-    for name, matrix in live.matrices.items()
-  }
+  starts = {name: _turned(rule, matrix) for name, matrix in live.matrices.items()}
+  solved = solver.matrix_chunks(rule, factors, written.gates, starts, inputs, errors)
   matrices = {name: _turned(rule, solver.last_state(each)) for name, each in solved.items()}
   return MemoryState(matrices, recent), solved
 

@@ -57,15 +57,23 @@ def gate_factors(rule: Rule, gates: Gates) -> Factors:
   return Factors(kept, added, None, windowed(rule, gates, own), scale)
 
 
-def matrix_chunk(
+def matrix_chunks(
   rule: Rule,
   factors: Factors,
   gates: Gates,
-  start: MatrixState,
-  inputs: jax.Array,
-  errors: jax.Array,
-) -> MatrixChunk:
-  """Computes the matrices of one chunk; arguments as for `nlx.memories.chunk.matrix_chunk`."""
+  starts: dict[str, MatrixState],
+  inputs: dict[str, jax.Array],
+  errors: dict[str, jax.Array],
+) -> dict[str, MatrixChunk]:
+  """Computes the matrices of one chunk; arguments as for `nlx.memories.chunk.matrix_chunks`."""
+  return {
+    name: _matrix_chunk(rule, factors, gates, start, inputs[name], errors[name])
+    for name, start in starts.items()
+  }
+
+
+def _matrix_chunk(rule, factors, gates, start, inputs, errors):
+  """One of them."""
   _, write = rates(rule, gates, inputs, errors)
   writes = (write[..., None] * errors)[..., :, None] * inputs[..., None, :]
   pushes = -writes if factors.gathered is None else -_combine(factors.gathered, writes)

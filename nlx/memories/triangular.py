@@ -1,5 +1,8 @@
 """The inverse of unit lower triangular matrices by matrix products only."""
 
+import itertools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -33,6 +36,28 @@ def unit_lower_inverse(strict: jax.Array) -> jax.Array:
     pad = [(0, 0)] * (strict.ndim - 2) + [(0, padded - size)] * 2
     return _inverse(jnp.pad(strict, pad))[..., :size, :size]
   return _inverse(strict)
+
+
+def unit_lower_inverses(stricts: Sequence[jax.Array]) -> list[jax.Array]:
+  """`unit_lower_inverse` of several arrays [..., C, C], as one wherever they can be joined.
+
+  A program of one inverse is smaller, and its products are fewer and larger.
+
+  Args:
+    stricts: Of equal shapes, or of shapes that differ in the axis before the matrices alone, to be
+      joined; of any others, each is inverted for itself.
+
+  Returns:
+    An inverse for each.
+  """
+  leading = [strict.shape[:-2] for strict in stricts]
+  if len(set(leading)) == 1:
+    inverse = unit_lower_inverse(jnp.stack(stricts, axis=-3))
+    return [inverse[..., i, :, :] for i in range(len(stricts))]
+  if len({len(shape) for shape in leading}) > 1 or len({shape[:-1] for shape in leading}) > 1:
+    return [unit_lower_inverse(strict) for strict in stricts]
+  ends = itertools.accumulate(shape[-1] for shape in leading[:-1])
+  return jnp.split(unit_lower_inverse(jnp.concatenate(stricts, axis=-3)), list(ends), axis=-3)
 
 
 @unit_lower_inverse.defjvp

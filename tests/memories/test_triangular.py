@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nlx import memories
+from nlx.memories import triangular
 from tests.compiling import quick_jit
 
 
@@ -43,6 +44,21 @@ def test_unit_lower_inverse_takes_leading_axes():
   expected = np.linalg.inv(np.eye(11) + strict)
   got = quick_jit(memories.unit_lower_inverse)(strict)
   np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize(
+  ('leading', 'num_programs'),
+  [([(2, 3), (2, 3)], 1), ([(2, 1), (2, 3)], 1), ([(1, 3), (2, 3)], 2), ([(3,), (2, 3)], 2)],
+  ids=['equal', 'joined', 'unequal', 'ranks'],
+)
+def test_unit_lower_inverses_are_joined_where_they_can_be(leading, num_programs):
+  stricts = [strictly_lower(11, axes, seed=i) for i, axes in enumerate(leading)]
+  for got, strict in zip(triangular.unit_lower_inverses(stricts), stricts, strict=True):
+    np.testing.assert_allclose(got, np.linalg.inv(np.eye(11) + strict), atol=1e-12)
+  program = str(jax.make_jaxpr(triangular.unit_lower_inverses)(stricts))
+  alone = str(jax.make_jaxpr(memories.unit_lower_inverse)(stricts[0]))
+  assert program.count('dot_general') == num_programs * alone.count('dot_general')
 
 
 @pytest.mark.usefixtures('float64')
