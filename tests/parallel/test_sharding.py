@@ -164,6 +164,16 @@ def test_sum_over_sequences_is_a_sum_anywhere():
     np.testing.assert_allclose(jax.grad(summed)(jnp.asarray(2.0), numbers), numbers.sum())
 
 
+def test_sum_over_sequences_constrains_nothing_where_devices_divide_sequences_alone():
+  """JAX would constrain every result, if only for an axis of one device."""
+  total = lambda params, batch: jnp.sum(params * jnp.sin(batch))  # noqa: E731
+  with jax.set_mesh(mesh('2x4x1')):
+    summed = jax.jit(functools.partial(parallel.sum_over_sequences, total))
+    program = summed.lower(jnp.asarray(2.0), jnp.arange(16.0)).as_text()
+  assert 'manual_computation' in program
+  assert 'sharding_constraint' not in program
+
+
 def test_divided_parameters_are_read_with_and_saved_as_whole_ones(tmp_path):
   """A session, its file and a Llama of a model that lies on eight devices."""
   config = models.transformer(vocab_size=16, model_dim=16, num_layers=1, num_heads=4)
