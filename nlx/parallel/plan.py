@@ -15,7 +15,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -239,7 +239,7 @@ def _time(plan: Plan) -> list[str]:
   return [f'A step takes at least, and {plan.bound} sets the bound', *times]
 
 
-def _in_units(number: float, units: dict[str, float]) -> str:
+def _in_units(number: float, units: Mapping[str, float]) -> str:
   """A size or a time with two decimals, such as '15.75 GiB'."""
   *larger, smallest = units
   unit = next((unit for unit in larger if number >= units[unit] / 100), smallest)
