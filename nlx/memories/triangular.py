@@ -41,20 +41,21 @@ def unit_lower_inverse(strict: jax.Array) -> jax.Array:
 def unit_lower_inverses(stricts: Sequence[jax.Array]) -> list[jax.Array]:
   """`unit_lower_inverse` of several arrays [..., C, C], as one wherever they can be joined.
 
-  A program of one inverse is smaller, and its products are fewer and larger.
+  A program of one inverse is smaller, and its products are fewer and larger. Equal shapes are
+  joined along an axis of their own, since a mesh may divide those that they have.
 
   Args:
-    stricts: Of equal shapes, or of shapes that differ in the axis before the matrices alone, to be
-      joined; of any others, each is inverted for itself.
+    stricts: Strictly lower triangular, of equal shapes, or of shapes that differ in the axis before
+      the matrices alone, to be joined; of any others, each is inverted for itself.
 
   Returns:
-    An inverse for each.
+    The inverse of each, [..., C, C].
   """
   leading = [strict.shape[:-2] for strict in stricts]
   if len(set(leading)) == 1:
     inverse = unit_lower_inverse(jnp.stack(stricts, axis=-3))
     return [inverse[..., i, :, :] for i in range(len(stricts))]
-  if len({len(shape) for shape in leading}) > 1 or len({shape[:-1] for shape in leading}) > 1:
+  if len({(len(shape), shape[:-1]) for shape in leading}) > 1:
     return [unit_lower_inverse(strict) for strict in stricts]
   ends = itertools.accumulate(shape[-1] for shape in leading[:-1])
   return jnp.split(unit_lower_inverse(jnp.concatenate(stricts, axis=-3)), list(ends), axis=-3)
