@@ -23,6 +23,7 @@ from experiments.reporting import provenance, tables
 STUDIES = (
   'minute',
   'all_models',
+  'equal_time',
   'language',
   'ablation',
   'second_reading',

@@ -23,8 +23,8 @@ class Sizes(NamedTuple):
 
   models: tuple[str, ...] = lm.MODELS  # The slowest first.
   size: str = 'tiny'
-  steps: int = 500
-  rates: tuple[float, ...] = (3e-3, 8e-3, 1.6e-2)
+  steps: int = 300
+  rates: tuple[float, ...] = (2e-3, 5e-3, 1.2e-2)
   seeds: tuple[int, ...] = (0, 1, 2)
   processes: int | None = None  # As many as there are cores if None.
 
@@ -45,23 +45,59 @@ SMOKE = Sizes(('linear_attention',), 'smoke', 2, (3e-3,), (0,), processes=1)
 
 def run(sizes: Sizes) -> Found:
   """Returns a row for each model."""
-  first, *others = sizes.seeds
-  tried = made(sizes, [(model, rate, first) for model in sizes.models for rate in sizes.rates])
+  return compare(
+    'all_models',
+    sizes.size,
+    dict.fromkeys(sizes.models, sizes.steps),
+    sizes.rates,
+    sizes.seeds,
+    sizes.processes or records.cores(),
+  )
+
+
+def compare(
+  study: str,
+  size: str,
+  steps: dict[str, int],
+  rates: tuple[float, ...],
+  seeds: tuple[int, ...],
+  processes: int,
+) -> Found:
+  """Trains models for given numbers of steps, all tuned alike.
+
+  Args:
+    study: What records are kept for.
+    size: Of all models.
+    steps: Of each model by name; the slowest first.
+    rates: Tried on the first seed.
+    seeds: Of the runs at the best rate.
+    processes: How many runs go on at a time.
+
+  Returns:
+    A row for each model, the best first, and their figure.
+  """
+
+  def made(keys):
+    jobs = [Job(*key, size, steps[key[0]]) for key in keys]
+    found = records.remember_all(study, jobs, measure, processes=processes)
+    return dict(zip(keys, found, strict=True))
+
+  first, *others = seeds
+  tried = made([(model, rate, first) for model in steps for rate in rates])
   best = {
-    model: min(sizes.rates, key=lambda rate: tried[model, rate, first]['bits_per_byte'])
-    for model in sizes.models
+    model: min(rates, key=lambda rate: tried[model, rate, first]['bits_per_byte'])
+    for model in steps
   }
-  tried |= made(sizes, [(model, best[model], seed) for model in sizes.models for seed in others])
-  runs = {
-    model: [tried[model, best[model], seed] for seed in sizes.seeds] for model in sizes.models
-  }
+  tried |= made([(model, best[model], seed) for model in steps for seed in others])
+  runs = {model: [tried[model, best[model], seed] for seed in seeds] for model in steps}
   bits = {model: np.array([one['bits_per_byte'] for one in runs[model]]) for model in runs}
   order = sorted(bits, key=lambda model: bits[model].mean())
-  edges = (min(sizes.rates), max(sizes.rates))
+  edges = (min(rates), max(rates))
   rows = [
     {
       'model': model,
       'parameters': runs[model][0]['parameters'],
+      'steps': steps[model],
       'tokens': runs[model][0]['tokens'],
       'rate': f'{best[model]:g}' + ', at the edge' * (best[model] in edges),
       'bits_per_byte': float(bits[model].mean()),
@@ -73,21 +109,9 @@ def run(sizes: Sizes) -> Found:
   return Found(rows, plot({model: bits[model] for model in order}))
 
 
-def made(sizes: Sizes, keys: list[tuple[str, float, int]]) -> dict[tuple[str, float, int], Any]:
-  """The records of models at rates and seeds."""
-  jobs = [Job(*key, sizes.size, sizes.steps) for key in keys]
-  processes = sizes.processes or records.cores()
-  found = records.remember_all('all_models', jobs, measure, processes=processes)
-  return dict(zip(keys, found, strict=True))
-
-
 def measure(job: Job) -> dict[str, Any]:
   """Trains once; a run that diverges has infinitely many bits."""
-  config = lm.get_config(f'{job.model}-{job.size}')
-  config.seed = job.seed
-  config.training.steps = job.steps
-  config.optimizer.learning_rate = job.rate
-  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, job.steps - 1)
+  config = configure(job)
   (trained,) = short_run.train([config])
   bits = trained.bits_per_byte
   return {
@@ -95,6 +119,16 @@ def measure(job: Job) -> dict[str, Any]:
     'parameters': trained.language.model.num_parameters(),
     'tokens': job.steps * config.data.batch_size * config.data.seq_len,
   }
+
+
+def configure(job: Job) -> Any:
+  """The configuration of a run."""
+  config = lm.get_config(f'{job.model}-{job.size}')
+  config.seed = job.seed
+  config.training.steps = job.steps
+  config.optimizer.learning_rate = job.rate
+  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, job.steps - 1)
+  return config
 
 
 def plot(bits: dict[str, np.ndarray]) -> Figure:

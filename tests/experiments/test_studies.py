@@ -11,8 +11,10 @@ from experiments import common
 from experiments.reporting import tables
 from experiments.studies import (
   ablation,
+  all_models,
   digits,
   domains,
+  equal_time,
   long_context,
   minute,
   records,
@@ -30,6 +32,7 @@ from nlx import data, models, training
     'continual_digits',
     'curved_valley',
     'domains',
+    'equal_time',
     'formal_languages',
     'gradient_horizon',
     'language',
@@ -48,6 +51,28 @@ def test_study_finds_finite_numbers_and_draws_them(name, tmp_path, monkeypatch):
   assert all(math.isfinite(value) for value in values if isinstance(value, int | float))
   assert len(tables.markdown(found.rows).splitlines()) == 2 + len(found.rows)
   assert found.figure is not None
+
+
+def test_models_train_for_equally_long_and_the_best_rate_is_run_with_all_seeds(
+  tmp_path, monkeypatch
+):
+  seconds = {'hope': 2.0, 'transformer': 0.5}
+  losses = {0.1: 3.0, 0.2: 1.0, 0.4: 2.0}  # By learning rate, the same for both.
+
+  def measure(job):
+    bits = losses[job.rate] + 0.1 * job.seed + (job.model == 'hope')
+    return {'bits_per_byte': bits, 'parameters': 1, 'tokens': 10 * job.steps}
+
+  monkeypatch.setattr(records, 'FOLDER', tmp_path)
+  monkeypatch.setattr(equal_time, 'pace', lambda timed: seconds[timed.model])
+  monkeypatch.setattr(all_models, 'measure', measure)
+  sizes = equal_time.Sizes(tuple(seconds), seconds=100.0, rates=tuple(losses), processes=1)
+  first, second = equal_time.run(sizes).rows
+  assert (first['model'], first['steps'], first['tokens']) == ('transformer', 200, 2000)
+  assert (second['model'], second['steps'], second['rate']) == ('hope', 50, '0.2')
+  assert [first[key] for key in ('least', 'bits_per_byte', 'greatest')] == pytest.approx(
+    [1.0, 1.1, 1.2]
+  )
 
 
 @pytest.mark.parametrize('fields', ablation.VARIANTS.values(), ids=ablation.VARIANTS)
