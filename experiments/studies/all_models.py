@@ -78,7 +78,7 @@ def compare(
   """
 
   def made(keys):
-    jobs = [Job(*key, size, steps[key[0]]) for key in keys]
+    jobs = [Job(model, rate, seed, size, steps[model]) for model, rate, seed in keys]
     found = records.remember_all(study, jobs, measure, processes=processes)
     return dict(zip(keys, found, strict=True))
 
