@@ -110,7 +110,8 @@ def plan(step: Any, *args: Any, chip: Chip) -> Plan:
   after_trace = time.perf_counter()
   lowered = traced.lower()
   after_lower = time.perf_counter()
-  text, memory, parts = _compile(lowered, is_tpu=chip.name.startswith('TPU'))
+  devices = max((leaf.sharding.device_set for leaf in jax.tree.leaves(args)), key=len)
+  text, memory, parts = _compile(lowered, is_tpu=next(iter(devices)).platform == 'tpu')
   seconds = {
     'trace': after_trace - start,
     'lower': after_lower - after_trace,
@@ -119,7 +120,7 @@ def plan(step: Any, *args: Any, chip: Chip) -> Plan:
   program = parse(text)
   return Plan(
     chip=chip,
-    num_devices=max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(args)),
+    num_devices=len(devices),
     memory=memory,
     parts=parts,
     flops=flops,
