@@ -145,7 +145,8 @@ class SelfModifying(nnx.Module):
   to heads precede the memories, keys, queries, values and targets have unit norm, eta and alpha are
   scalars per head and token through sigmoid(w . M(x) + b), mu is a learned scalar per head, and the
   output passes a norm per head, a SiLU gate and a projection. With W1 = 0 and no updates the layer
-  is Titans with static projections.
+  is Titans with static projections. Roles that are matrices, which have no skip connection, begin
+  as the identity, and so as static projections.
 
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 83-93.
@@ -160,7 +161,9 @@ class SelfModifying(nnx.Module):
     self.output = Projection(dim, dim, rngs=rngs, **dtypes)
     self.output_scale = nnx.Param(jnp.ones((width,), config.param_dtype))
     leading = (heads, len(config.adaptive))
-    self.role_weights = self._initial(rngs, leading, config) if config.adaptive else None
+    self.role_weights = (
+      self._initial(rngs, leading, config, identity=True) if config.adaptive else None
+    )
     self.memory_weights = self._initial(rngs, (heads,), config)
     self.gate_weights = nnx.Param(
       0.5 / width**0.5 * jax.random.normal(rngs.params(), (2, heads, width), config.param_dtype)
@@ -170,11 +173,14 @@ class SelfModifying(nnx.Module):
     self.momentum_logits = nnx.Param(jnp.full((heads,), 1.0, config.param_dtype))
 
   @staticmethod
-  def _initial(rngs, leading, config):
+  def _initial(rngs, leading, config, *, identity=False):
+    """Random weights of memories [*leading, out, in]; matrices may begin as the identity."""
     width, dtype = config.head_dim, config.param_dtype
     weights = init_weights(
       config.network, rngs.params(), width, width, leading, scale=0.5, dtype=dtype
     )
+    if identity and config.network.linear:
+      weights = {'w': jnp.broadcast_to(jnp.eye(width, dtype=dtype), weights['w'].shape)}
     return nnx.Dict({name: nnx.Param(weight) for name, weight in weights.items()})
 
   def init_state(self, batch_size: int, max_length: int | None = None) -> SelfModifyingState:

@@ -252,6 +252,18 @@ def test_layer_without_role_matrices_has_static_projections():
   assert float(jnp.abs(got - expected)[:, PROJECTION:].max()) > 1e-4
 
 
+def test_roles_that_are_matrices_begin_as_static_projections():
+  sizes = {'memory_hidden': 0, 'chunk_size': CHUNK, 'projection_chunk_size': PROJECTION}
+  layer = SelfModifyingConfig(DIM, HEADS, **sizes).make(rngs=nnx.Rngs(0))
+  static = SelfModifyingConfig(DIM, HEADS, **sizes, adaptive=()).make(rngs=nnx.Rngs(1))
+  params = nnx.state(layer)
+  del params['role_weights']
+  nnx.update(static, params)
+  got, expected = (quick_jit(functools.partial(fresh, each))(inputs()) for each in (layer, static))
+  np.testing.assert_allclose(got[:, :PROJECTION], expected[:, :PROJECTION], atol=1e-5)
+  assert float(jnp.abs(got - expected)[:, PROJECTION:].max()) > 1e-4
+
+
 def test_layer_that_never_updates_is_a_projection_of_its_queries():
   """W1 = 0, rates at 0 and retention at 1: o = norm(q) gated and projected, without any memory."""
   layer = make_layer()
