@@ -1,6 +1,7 @@
 """What the parts of a study leave, so that one that was interrupted goes on where it was."""
 
 import concurrent.futures
+import contextlib
 import json
 import multiprocessing
 import os
@@ -48,7 +49,7 @@ def remember_all(
     name: Of the study.
     jobs: What each record depends on; the longest first.
     make: Makes a record; of a module, so that other processes find it.
-    processes: How many work at a time, each on a core of its own; 1 works in this one.
+    processes: How many work at a time, each on a core of its own; with 1, this one does it all.
 
   Returns:
     The records, in the order of the jobs.
@@ -57,14 +58,15 @@ def remember_all(
     Exception: That of the first job that fails; those at work are waited for, and kept.
   """
   left = _left(name)
-  missing = [job for job in jobs if _text(job) not in left]
+  texts = [_text(job) for job in jobs]  # Of the code that runs, though it may change.
+  missing = {job: text for job, text in zip(jobs, texts, strict=True) if text not in left}
   bar = tqdm(total=len(missing), desc=name, unit='job', disable=None if missing else True)
   with bar:
-    for job, record in _made(missing, make, min(processes, len(missing))):
-      _keep(name, _text(job), record)
-      left[_text(job)] = record
+    for job, record in _made(list(missing), make, processes):
+      _keep(name, missing[job], record)
+      left[missing[job]] = record
       bar.update()
-  return [left[_text(job)] for job in jobs]
+  return [left[text] for text in texts]
 
 
 def cores() -> int:
@@ -74,11 +76,12 @@ def cores() -> int:
 
 def _made(jobs, make, processes):
   """Pairs of jobs and records, in the order in which they are made."""
-  if processes <= 1:
+  if processes <= 1 or not jobs:
     for job in jobs:
       yield job, make(job)
       jax.clear_caches()
     return
+  processes = min(processes, len(jobs))
   context = multiprocessing.get_context('spawn')  # A fork of JAX can hang.
   places = context.SimpleQueue()
   if hasattr(os, 'sched_getaffinity'):
@@ -87,18 +90,22 @@ def _made(jobs, make, processes):
   pool = concurrent.futures.ProcessPoolExecutor(
     processes, mp_context=context, initializer=_settle, initargs=(places,)
   )
+  failed = None
   with pool:
     running = {pool.submit(_work, make, job): job for job in jobs}
-    failed = None
-    for done in concurrent.futures.as_completed(running):
-      if done.cancelled():
-        continue
-      if done.exception() is None:
-        yield running[done], done.result()
-      else:
-        failed = failed or done.exception()
-        for other in running:
-          other.cancel()  # Those at work go on.
+    try:
+      for done in concurrent.futures.as_completed(running):
+        if done.cancelled():
+          continue
+        if done.exception() is None:
+          yield running[done], done.result()
+        else:
+          failed = failed or done.exception()
+          for other in running:
+            other.cancel()  # Those at work go on.
+    except BaseException:  # Such as Ctrl-C; nobody would keep what is made from here on.
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
   if failed:
     raise failed
 
@@ -132,12 +139,17 @@ def _left(name: str) -> dict[str, Any]:
   path = FOLDER / f'{name}.jsonl'
   if provenance.commit().endswith('-dirty') or not path.exists():
     return {}
-  lines = map(json.loads, path.read_text(encoding='utf-8').splitlines())
-  return {json.dumps(line['key']): line['record'] for line in lines}
+  found = {}
+  for text in path.read_text(encoding='utf-8').split('\n'):
+    with contextlib.suppress(json.JSONDecodeError):  # A crash left half of it.
+      line = json.loads(text)
+      found[json.dumps(line['key'])] = line['record']
+  return found
 
 
 def _keep(name: str, text: str, record: Any) -> None:
   path = FOLDER / f'{name}.jsonl'
   path.parent.mkdir(parents=True, exist_ok=True)
+  line = json.dumps({'key': json.loads(text), 'record': record})
   with path.open('a', encoding='utf-8') as file:
-    file.write(json.dumps({'key': json.loads(text), 'record': record}) + '\n')
+    file.write(f'\n{line}' if path.stat().st_size else line)  # What was before may be cut.

@@ -1,6 +1,7 @@
 """Short training runs of small language models, and what they make of a text."""
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ class Trained(NamedTuple):
 
   language: common.Language
   params: Any
-  losses: list[float]  # [steps] nats per token
-  bits_per_byte: float  # held out
+  losses: list[float]  # [steps] nats per token; NaN from where it diverged
+  bits_per_byte: float  # held out; NaN if it diverged
 
 
 def small(family: str, *, smoke: bool = False, seed: int = 0, steps: int, **model: Any) -> Any:
@@ -121,6 +122,8 @@ def _train(configs: Sequence[Any]) -> list[Trained]:
     params = runs.params(i)
     loss, _ = training.evaluate(evaluate, params, map(jax.device_put, task.validation))
     held_out = training.bits_per_byte(loss, task.validation_bytes_per_token)
+    if failed := int(runs.state.failed_step[i]):  # What came after is the loss of one state.
+      losses[i, failed - 1 :] = held_out = math.nan
     trained.append(Trained(language, params, losses[i].tolist(), held_out))
   return trained
 

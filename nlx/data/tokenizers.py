@@ -49,7 +49,8 @@ def json_tokenizer(path: str) -> Tokenizer:
       or in a bucket.
 
   Returns:
-    A tokenizer of as many ids as the file's vocabulary, added tokens included.
+    A tokenizer of as many ids as the file's vocabulary, added tokens included, and those that it
+    leaves out between them.
 
   Raises:
     FileNotFoundError: If there is no such file.
@@ -66,13 +67,17 @@ def json_tokenizer(path: str) -> Tokenizer:
   except Exception as error:  # The Rust library raises a bare Exception.
     raise ValueError(f'`path` {path!r} does not describe a tokenizer: {error}.') from error
 
+  inner.no_truncation()  # Both are for batches of a model, and may be in the file.
+  inner.no_padding()
+
   def encode(text: str) -> np.ndarray:
     return np.asarray(inner.encode(text, add_special_tokens=False).ids, np.int32)
 
   def decode(tokens: Sequence[int]) -> str:
     return inner.decode([int(token) for token in tokens], skip_special_tokens=False)
 
-  return Tokenizer(inner.get_vocab_size(with_added_tokens=True), encode, decode)
+  ids = inner.get_vocab(with_added_tokens=True).values()
+  return Tokenizer(1 + max(ids, default=-1), encode, decode)
 
 
 def tokenizer(name: str) -> Tokenizer:

@@ -5,10 +5,10 @@ from jax.typing import ArrayLike
 
 
 class NonFiniteError(FloatingPointError):
-  """The loss or its gradient became infinite or NaN; the last good checkpoint is untouched.
+  """Loss, gradient or update became infinite or NaN; the last good checkpoint is untouched.
 
   Attributes:
-    step: The step, counted from 1, whose loss or gradient was not finite.
+    step: The step, counted from 1, that was not finite.
     level: Name of the level whose state was first, or None if every level's state is finite.
   """
 
@@ -41,7 +41,12 @@ def first_non_finite(sizes: dict[str, ArrayLike]) -> tuple[str, int] | None:
 
 
 def non_finite_error(
-  step: int, loss: float, grad_norm: float, sizes: dict[str, ArrayLike] | None, last_good: int
+  step: int,
+  loss: float,
+  grad_norm: float,
+  update_norm: float,
+  sizes: dict[str, ArrayLike] | None,
+  last_good: int,
 ) -> NonFiniteError:
   """Returns the error that says the step, the level and where to go on from.
 
@@ -49,6 +54,7 @@ def non_finite_error(
     step: The step, counted from 1.
     loss: Its loss.
     grad_norm: The global norm of its gradient.
+    update_norm: That of what the optimizer made of it.
     sizes: As in `first_non_finite`, or None if nobody can tell.
     last_good: Step of the last checkpoint, 0 if there is none.
   """
@@ -61,8 +67,8 @@ def non_finite_error(
     where = f'but the states of all levels ({", ".join(sizes)}) are finite'
   kept = f'The checkpoint of step {last_good} is kept' if last_good else 'There is no checkpoint'
   return NonFiniteError(
-    f'Step {step} is not finite (loss {loss:g}, gradient norm {grad_norm:g}), {where}. '
-    f'{kept}; a smaller learning rate or stronger clipping often helps.',
+    f'Step {step} is not finite (loss {loss:g}, gradient norm {grad_norm:g}, update norm '
+    f'{update_norm:g}), {where}. {kept}; a smaller learning rate or stronger clipping often helps.',
     step=step,
     level=found[0] if found else None,
   )

@@ -174,6 +174,7 @@ class _Loop:
           int(row['failed_step']),
           row['loss'],
           row['grad_norm'],
+          row['update_norm'],
           diagnose(self.state.params, batch) if diagnose else None,
           last_good=max(self.checkpoints.steps(), default=0),
         )

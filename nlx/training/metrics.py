@@ -24,8 +24,8 @@ def read_metrics(path: str | os.PathLike, up_to_step: int | None = None) -> list
   path = core.as_path(path)
   if not path.exists():
     return []
-  lines = path.read_bytes().decode('utf-8').splitlines(keepends=True)
-  rows = [json.loads(line) for line in lines if line.endswith('\n')]
+  *lines, _ = path.read_bytes().split(b'\n')  # Texts may hold other ends of lines.
+  rows = [json.loads(line) for line in lines]
   return [row for row in rows if up_to_step is None or row['step'] <= up_to_step]
 
 

@@ -51,8 +51,8 @@ def make_step(
   """Makes the jitted training step; it gives the buffers of its input state away.
 
   The loss is the mean over the valid tokens of the whole batch, however it is divided. If the
-  loss or the norm of its gradient is not finite, the state stays as it was, but for
-  `failed_step`, and no later step changes it.
+  loss, the norm of its gradient or that of the update is not finite, the state stays as it was, but
+  for `failed_step`, and no later step changes it.
 
   Args:
     loss_fn: Maps params and a batch to the sum of losses, in nats, and the number of tokens.
@@ -75,17 +75,17 @@ def make_step(
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     loss, count, grads = _mean_gradient(loss_fn, state.params, batch, accumulation)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    grad_norm = optax.tree.norm(grads)
+    grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
     new = state._replace(
       params=optax.apply_updates(state.params, updates), opt_state=opt_state, step=state.step + 1
     )
-    new = _guard(state, new, jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+    new = _guard(state, new, jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])).all())
     metrics = {
       'loss': loss,
       'bits_per_token': loss / math.log(2),
       'tokens': count,
       'grad_norm': grad_norm,
-      'update_norm': optax.tree.norm(updates),
+      'update_norm': update_norm,
       'failed_step': new.failed_step,
     }
     if schedule is not None:

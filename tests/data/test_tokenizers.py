@@ -6,12 +6,13 @@ import tokenizers
 from nlx import core, data
 
 
-def write_tokenizer(folder):
+def write_tokenizer(folder, three=2, prepare=lambda inner: None):
   """A word-level tokenizer of four ids."""
   inner = tokenizers.Tokenizer(
-    tokenizers.models.WordLevel({'one': 0, 'two': 1, 'three': 2, '?': 3}, unk_token='?')
+    tokenizers.models.WordLevel({'one': 0, 'two': 1, 'three': three, '?': 3}, unk_token='?')
   )
   inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  prepare(inner)
   path = str(folder / 'tokenizer.json')
   inner.save(path)
   return path
@@ -38,6 +39,22 @@ def test_json_tokenizer_decodes(tmp_path):
 
 def test_json_tokenizer_knows_its_size(tmp_path):
   assert data.tokenizer(write_tokenizer(tmp_path)).vocab_size == 4
+
+
+def test_json_tokenizer_has_room_for_its_largest_id(tmp_path):
+  tokenizer = data.tokenizer(write_tokenizer(tmp_path, three=9))
+  assert tokenizer.vocab_size == 10
+  assert tokenizer.encode('three').tolist() == [9]
+
+
+def test_json_tokenizer_cuts_and_fills_no_text(tmp_path):
+  def prepare(inner):
+    inner.enable_truncation(2)
+    inner.enable_padding(length=5)
+
+  tokenizer = data.tokenizer(write_tokenizer(tmp_path, prepare=prepare))
+  assert tokenizer.encode('one two three').tolist() == [0, 1, 2]
+  assert tokenizer.encode('one').tolist() == [0]
 
 
 def test_bytes_per_token_counts_the_bytes_of_the_text(tmp_path):

@@ -54,7 +54,7 @@ def test_jobs_are_made_once_and_returned_in_order(tmp_path, processes):
   makers = dict(path.name.split('-') for path in tmp_path.glob('*-*'))
   assert sorted(makers) == ['1', '2', '3'] and len(list(tmp_path.glob('*-*'))) == 3
   here = {number for number, maker in makers.items() if int(maker) == os.getpid()}
-  assert here == ({'1', '2', '3'} if processes == 1 else {'2'})  # One alone needs no other process.
+  assert here == ({'1', '2', '3'} if processes == 1 else set())
 
 
 def test_job_that_fails_is_raised_and_the_others_are_kept(tmp_path):
@@ -63,6 +63,41 @@ def test_job_that_fails_is_raised_and_the_others_are_kept(tmp_path):
     records.remember_all('study', jobs, made, processes=2)
   (line,) = (tmp_path / 'study.jsonl').read_text(encoding='utf-8').splitlines()
   assert json.loads(line)['record'] == {'square': 1}
+
+
+def test_jobs_are_of_the_code_that_began(tmp_path, monkeypatch):
+  commits = iter(['a' * 12] * 3 + ['b' * 12] * 9)  # It changes while the first job is made.
+  monkeypatch.setattr(provenance, 'commit', lambda: next(commits))
+  jobs = [(number, str(tmp_path)) for number in (1, 2)]
+  assert [one['square'] for one in records.remember_all('study', jobs, made)] == [1, 4]
+  lines = (tmp_path / 'study.jsonl').read_text(encoding='utf-8').splitlines()
+  assert {json.loads(line)['key'][0] for line in lines} == {'a' * 12}
+
+
+def test_record_that_a_crash_has_cut_is_made_anew():
+  runs = iter(range(10))
+  remember = lambda key: records.remember('study', key, lambda: next(runs))  # noqa: E731
+  remember((1,)), remember((2,))
+  file = records.FOLDER / 'study.jsonl'
+  file.write_bytes(file.read_bytes()[:-5])
+  assert [remember(key) for key in ((1,), (2,), (2,))] == [0, 2, 2]
+
+
+def test_no_job_is_begun_once_a_record_cannot_be_kept(tmp_path, monkeypatch):
+  def keep(name, text, record):
+    raise OSError('The disk is full.')
+
+  monkeypatch.setattr(records, '_keep', keep)
+  jobs = [(number, str(tmp_path)) for number in range(1, 9)]
+  with pytest.raises(OSError, match='disk is full'):
+    records.remember_all('study', jobs, slow, processes=2)
+  assert 1 <= len(list(tmp_path.glob('*-*'))) < len(jobs)
+
+
+def slow(job):
+  """A record that takes a while."""
+  time.sleep(0.5)
+  return made(job)
 
 
 def waits(job):

@@ -100,6 +100,24 @@ def test_runs_side_by_side_are_the_runs_one_by_one():
     )
 
 
+def test_run_that_diverges_has_no_numbers_from_there(monkeypatch):
+  prepare = short_run.prepare
+
+  def poisoned(config):
+    task, language = prepare(config)
+    batches = [next(task.batches) for _ in range(4)]
+    batches[2]['mask'] = batches[2]['mask'] * (np.nan if config.seed else 1)
+    return task._replace(batches=iter(batches)), language
+
+  monkeypatch.setattr(short_run, 'prepare', poisoned)
+  good, bad = short_run.train(
+    short_run.small('linear_attention', smoke=True, seed=seed, steps=4) for seed in (0, 1)
+  )
+  assert np.isfinite([*good.losses, good.bits_per_byte]).all()
+  assert np.isfinite(bad.losses).tolist() == [True, True, False, False]
+  assert np.isnan(bad.bits_per_byte) and short_run.last_loss(bad.losses) == float('inf')
+
+
 def test_second_reading_without_rates_moves_no_block():
   config = short_run.small('hope', smoke=True, steps=2)
   language = common.create(config)

@@ -21,9 +21,10 @@ def rows(folder):
   return training.read_metrics(folder / 'metrics.jsonl')
 
 
-def test_metrics_round_trip(folder):
-  write(folder, [1], loss=0.5, sample='é\n', speed=None)
-  assert rows(folder) == [{'step': 1, 'loss': 0.5, 'sample': 'é\n', 'speed': None}]
+@pytest.mark.parametrize('sample', ['é\n', 'a\u2028b\x85c\r'])
+def test_metrics_round_trip(folder, sample):
+  write(folder, [1], loss=0.5, sample=sample, speed=None)
+  assert rows(folder) == [{'step': 1, 'loss': 0.5, 'sample': sample, 'speed': None}]
 
 
 def test_metrics_are_there_before_the_file_is_closed(tmp_path):

@@ -134,6 +134,18 @@ def test_gradient_that_is_not_finite_fails_too():
   assert int(state.failed_step) == 1
 
 
+def test_update_that_is_not_finite_fails_too():
+  large = optax.GradientTransformation(
+    lambda params: optax.EmptyState(),
+    lambda grads, state, params=None: (jax.tree.map(lambda g: jnp.exp(1e3 + g), grads), state),
+  )
+  before = jax.device_get(fresh_state(large).params)
+  state, metrics = training.make_step(standin.loss_fn, large)(fresh_state(large), ragged_batch())
+  assert np.isfinite([metrics['loss'], metrics['grad_norm']]).all()
+  assert int(state.failed_step) == 1
+  assert_close(jax.device_get(state.params), before, rtol=0)
+
+
 def test_evaluation_weighs_tokens_equally():
   params, batches = standin.init_params(), [ragged_batch(seed=seed) for seed in (1, 2)]
   sums = [jax.jit(standin.loss_fn)(params, batch) for batch in batches]
