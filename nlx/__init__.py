@@ -1,12 +1,12 @@
 """Nested learning in JAX.
 
 A *level* is a state that is held for a period and then updated from what it saw; a *memory* is a
-level that maps keys to values; a *continuum memory system* is several memories at several periods;
-a *model* stacks them; an *optimizer* is a memory of gradients; *training* is the slowest level. The
-folders follow this order, and each is built on the ones before it: `core` (no learning yet),
-`levels`, `memories`, `cms`, `models`, `optim`; then `parallel` (many devices), `data` (text in,
-batches out), `training`, `evaluation` (what was learned, and forgotten), and `interop` (weights in
-and out).
+level that maps keys to values; an *optimizer* is a memory of gradients; a *continuum memory
+system* is several MLP blocks, each of which learns at a period of its own; a *model* stacks them;
+*training* is the slowest level. The folders follow this order, and each is built on some before
+it: `core` (no learning yet), `levels`, `memories`, `optim`, `cms`, `parallel` (many devices),
+`models`; then `data` (text in, batches out), `training`, `evaluation` (what was learned, and
+forgotten), and `interop` (weights in and out).
 
 Packages are imported when they are first used.
 """

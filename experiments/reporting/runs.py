@@ -20,8 +20,9 @@ FIELDS = ('parameters', 'tokens', 'val_bits_per_byte', 'tokens_per_second', 'wal
 RATE_FIELDS = ('learning_rate', 'val_bits_per_byte')
 _CAPTION = (
   'Bits per byte on the held-out text of `lm.py:hope-{size}` and `lm.py:transformer-{size}`, '
-  'trained on equal batches of equal tokens, each at the better of its learning rates below. Speed '
-  'is of training alone; wall time adds compilation, evaluation and checkpoints.'
+  'trained on equal batches of equal tokens, each at the best of its learning rates below, or '
+  'within 0.002 bits of it. Speed is of training alone; wall time adds compilation, evaluation and '
+  'checkpoints.'
 )
 _RATE_CAPTION = 'The same models and tokens at other peak learning rates, seed 0.'
 # What may not change between a finished run and what is reported now.

@@ -14,7 +14,7 @@ class LevelInfo(NamedTuple):
 
   Attributes:
     name: What the level is called, such as 'memory'.
-    period: Ticks per update; None for slow weights, which nothing updates inside a sequence.
+    period: Ticks per update; None for what is never updated.
     unit: What a tick is: 'token' inside a sequence, 'step' for a step of an optimizer.
     objective: What its updates lower, such as 'L2'.
     rule: How it is updated, such as 'DGD'.

@@ -104,7 +104,7 @@ def hope(
     chunk_size: Tokens between updates of the main memory.
     projection_chunk_size: Tokens between updates of the memories that generate keys, values and
       gates.
-    memory_hidden: F of the memories.
+    memory_hidden: F of the memories; 0 makes them matrices.
     remat: What the backward pass recomputes, see `LanguageModelConfig`; the chunks of the memories
       are projection chunks.
     **options: Other fields of `LanguageModelConfig` and `SelfModifyingConfig`, and of `CMSConfig`

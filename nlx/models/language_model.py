@@ -458,7 +458,7 @@ def create(config: LanguageModelConfig, *, rngs: nnx.Rngs) -> LanguageModel:
   """Builds a language model.
 
   Args:
-    config: From `nlx.models.hope` or `nlx.models.transformer`.
+    config: Such as one of `nlx.models.FAMILIES` returns.
     rngs: Random streams.
 
   Returns:
