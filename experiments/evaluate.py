@@ -62,17 +62,17 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unknown arguments: {argv[1:]}')
   # Here, so that --help need not wait for JAX.
-  from experiments import common, tasks
+  from experiments import common, harness_tasks
   from nlx import core
 
   workdir = core.as_path(_WORKDIR.value)
-  answers = tasks.answers_folder(_ANSWERS.value or workdir / 'answers')
+  answers = harness_tasks.answers_folder(_ANSWERS.value or workdir / 'answers')
   config = common.read_config(workdir)
   common.start(config)
   language = common.create(config)
   params, step = common.restore(language, workdir)
-  request = tasks.Request(
-    tasks=tuple(_TASKS.value or tasks.TASKS),
+  request = harness_tasks.Request(
+    tasks=tuple(_TASKS.value or harness_tasks.TASKS),
     include_path=_INCLUDE_PATH.value,
     limit=_LIMIT.value,
     num_fewshot=_NUM_FEWSHOT.value,
@@ -82,12 +82,14 @@ def main(argv: Sequence[str]) -> None:
     prefix_all=_PREFIX_ALL.value,
     seed=_SEED.value,
   )
-  result = tasks.evaluate(language, params, request, answers / tasks.identity(request, step))
+  result = harness_tasks.evaluate(
+    language, params, request, answers / harness_tasks.identity(request, step)
+  )
   command = shlex.join(['python', '-m', 'experiments.evaluate', *sys.argv[1:]])
-  found = {'name': config.name, 'step': step, **tasks.record(command, request), **result}
+  found = {'name': config.name, 'step': step, **harness_tasks.record(command, request), **result}
   output = core.as_path(_OUTPUT.value or workdir / 'evaluation.json')
   core.write_text(output, json.dumps(found, indent=2) + '\n')
-  print(tasks.table(f'{config.name}, step {step}', result['scores']), flush=True)
+  print(harness_tasks.table(f'{config.name}, step {step}', result['scores']), flush=True)
 
 
 if __name__ == '__main__':

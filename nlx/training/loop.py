@@ -14,7 +14,7 @@ from nlx.core import checks
 from nlx.training import step as steps
 from nlx.training.checkpoint import Checkpoints
 from nlx.training.failure import non_finite_error
-from nlx.training.metrics import MetricsWriter
+from nlx.training.metrics import MetricsWriter, read_metrics
 from nlx.training.preemption import Preempted, Watch
 from nlx.training.step import Batch, Metrics, TrainState
 from nlx.training.task import Hooks, HostBatch, Progress, Settings, Task, bits_per_byte
@@ -92,7 +92,7 @@ class _Loop:
       )
     with self.progress_bar() as self.bar:
       if resumed_at and self.evaluation_is_due(resumed_at):
-        self.evaluate()
+        self.evaluate(write=not self.evaluation_is_written())
       for step in range(resumed_at + 1, total + 1):
         self.advance()
         if step % self.settings.log_every == 0 or step in (1, total):
@@ -208,6 +208,11 @@ class _Loop:
     """Whether the state after this step is to be evaluated, before the last step, and was not."""
     due = step % self.settings.eval_every == 0 and step < self.settings.steps
     return due and step > self.progress.evaluated
+
+  def evaluation_is_written(self) -> bool:
+    """Whether the metrics hold that of this step, from a run that saved before it and was lost."""
+    rows = read_metrics(self.workdir / 'metrics.jsonl')
+    return any(row['step'] == self.progress.step and 'val_loss' in row for row in rows)
 
   def evaluate(self, write: bool = True) -> float:
     """Measures the loss on the whole validation text, shows a sample and returns the loss."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import common, tasks
+from experiments import common, harness_tasks
 from experiments.configs import lm
 from nlx import evaluation, training
 from nlx.evaluation import harness
@@ -96,8 +96,8 @@ def folder(tmp_path_factory):
 
 
 def evaluate(folder, names, answers=None, **options):
-  request = tasks.Request(tuple(names), include_path=str(folder), batch_size=2, **options)
-  return tasks.evaluate(language(), language().params, request, answers)
+  request = harness_tasks.Request(tuple(names), include_path=str(folder), batch_size=2, **options)
+  return harness_tasks.evaluate(language(), language().params, request, answers)
 
 
 @pytest.fixture(scope='module')
@@ -178,8 +178,8 @@ def test_evaluation_goes_on_where_it_was_stopped(lm_eval, result, folder, tmp_pa
 
 
 def test_task_that_does_not_exist_is_named(lm_eval, folder, monkeypatch):
-  manager = tasks.task_manager(folder, ['own_texts'])
-  monkeypatch.setattr(tasks, 'task_manager', lambda *args: manager)
+  manager = harness_tasks.task_manager(folder, ['own_texts'])
+  monkeypatch.setattr(harness_tasks, 'task_manager', lambda *args: manager)
   with pytest.raises(KeyError, match='nothing'):
     evaluate(folder, ['nothing'])
 
@@ -200,7 +200,7 @@ SCORES = {
 def test_table_has_the_columns_of_the_paper_then_others_then_the_average():
   titles, _, row = (
     [cell.strip() for cell in line.split('|')[1:-1]]
-    for line in tasks.table('mine', SCORES).splitlines()
+    for line in harness_tasks.table('mine', SCORES).splitlines()
   )
   assert dict(zip(titles, row, strict=True)) == {
     'model': 'mine',
@@ -213,35 +213,35 @@ def test_table_has_the_columns_of_the_paper_then_others_then_the_average():
 
 
 def test_average_is_of_the_accuracies_of_the_paper():
-  assert tasks.average(SCORES) == pytest.approx(0.4)
-  assert tasks.average({'own': {'acc': 0.5}, 'wikitext': {'word_perplexity': 9.0}}) is None
-  full = {task: {} for task in tasks.TASKS}
-  for i, (task, metric) in enumerate(tasks.COLUMNS):
+  assert harness_tasks.average(SCORES) == pytest.approx(0.4)
+  assert harness_tasks.average({'own': {'acc': 0.5}, 'wikitext': {'word_perplexity': 9.0}}) is None
+  full = {task: {} for task in harness_tasks.TASKS}
+  for i, (task, metric) in enumerate(harness_tasks.COLUMNS):
     full[task][metric] = float(i)
-  assert tasks.average(full) == pytest.approx(sum(range(2, 10)) / 8)
+  assert harness_tasks.average(full) == pytest.approx(sum(range(2, 10)) / 8)
 
 
 def test_answers_of_other_models_and_settings_are_kept_apart(monkeypatch):
-  request = tasks.Request(('piqa',))
+  request = harness_tasks.Request(('piqa',))
   names = [
-    tasks.identity(request, 10),
-    tasks.identity(request, 20),
-    tasks.identity(request._replace(max_length=64), 10),
-    tasks.identity(request._replace(prefix=' '), 10),
-    tasks.identity(request._replace(prefix_all=True), 10),
-    tasks.identity(request._replace(seed=1), 10),
+    harness_tasks.identity(request, 10),
+    harness_tasks.identity(request, 20),
+    harness_tasks.identity(request._replace(max_length=64), 10),
+    harness_tasks.identity(request._replace(prefix=' '), 10),
+    harness_tasks.identity(request._replace(prefix_all=True), 10),
+    harness_tasks.identity(request._replace(seed=1), 10),
   ]
   assert len(set(names)) == len(names)
   same = request._replace(tasks=('boolq',), batch_size=2, limit=3)
-  assert tasks.identity(same, 10) == names[0]
-  monkeypatch.setattr(tasks.provenance, 'commit', lambda: 'another')
-  assert tasks.identity(request, 10) != names[0]
+  assert harness_tasks.identity(same, 10) == names[0]
+  monkeypatch.setattr(harness_tasks.provenance, 'commit', lambda: 'another')
+  assert harness_tasks.identity(request, 10) != names[0]
 
 
 def test_answers_are_kept_on_the_disk(tmp_path):
-  assert tasks.answers_folder(tmp_path) == tmp_path
+  assert harness_tasks.answers_folder(tmp_path) == tmp_path
   with pytest.raises(ValueError, match="`answers` must be given as a folder .*, got 'gs://bucket"):
-    tasks.answers_folder('gs://bucket/run/answers')
+    harness_tasks.answers_folder('gs://bucket/run/answers')
 
 
 @pytest.fixture(scope='module')
@@ -268,7 +268,9 @@ def test_evaluate_prints_the_table_and_writes_what_repeats_it(lm_eval, result, f
   assert found['scores'] == {
     name: pytest.approx(result['scores'][name], rel=1e-5) for name in names
   }
-  assert run.stdout.endswith(tasks.table('transformer-smoke, step 0', found['scores']) + '\n')
+  assert run.stdout.endswith(
+    harness_tasks.table('transformer-smoke, step 0', found['scores']) + '\n'
+  )
   assert found['command'].startswith('python -m experiments.evaluate --workdir=')
   assert found['versions']['lm_eval'] == lm_eval.__version__
   assert {'commit', 'hardware', 'step', 'tasks', 'documents', 'task_versions'} <= set(found)

@@ -133,6 +133,9 @@ def test_killed_run_ends_with_the_same_numbers_bit_for_bit(tmp_path):
     code, lines = run_in_a_process(tmp_path / 'killed', batch, 'SIGTERM')
     assert code == 0
     assert json.loads(lines[-1])['ended'] % 10 == last_digit
+  # That step was evaluated when the run went on: not to be told twice.
+  code, _ = run_in_a_process(tmp_path / 'killed', 3, 'SIGKILL')
+  assert code == -signal.SIGKILL
   summaries = []
   for name in ('whole', 'killed'):
     code, lines = run_in_a_process(tmp_path / name)
