@@ -13,12 +13,11 @@ TITLE = 'HOPE and others at equal time'
 CAPTION = (
   'Models of `experiments/configs/lm.py` at size tiny, a million parameters, on its corpus, '
   'English documentation, each trained for as many steps as take five minutes of one CPU core at '
-  'its own pace: the median of ten warm steps, while another run had the other core. Compiling '
-  'and evaluation do not count. The schedules of learning rates are as long as the runs. Each '
-  'model was trained at the same three learning rates on seed 0; the one with the least held-out '
-  'loss was run with two more seeds. `bits_per_byte` is of the last tenth, held out, the mean '
-  'over seeds, with the `least` and the `greatest`; a rate at the edge of those tried is named '
-  'so.'
+  'its own pace: the median of ten warm steps, before the runs. Compiling and evaluation do not '
+  'count. The schedules of learning rates are as long as the runs. Each model was trained at the '
+  'same three learning rates on seed 0; the one with the least held-out loss was run with two '
+  'more seeds. `bits_per_byte` is of the last tenth, held out, the mean over seeds, with the '
+  '`least` and the `greatest`; a rate at the edge of those tried is named so.'
 )
 
 

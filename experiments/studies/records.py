@@ -151,5 +151,6 @@ def _keep(name: str, text: str, record: Any) -> None:
   path = FOLDER / f'{name}.jsonl'
   path.parent.mkdir(parents=True, exist_ok=True)
   line = json.dumps({'key': json.loads(text), 'record': record})
+  was_cut = path.exists() and path.read_bytes()[-1:] not in (b'', b'\n')
   with path.open('a', encoding='utf-8') as file:
-    file.write(f'\n{line}' if path.stat().st_size else line)  # What was before may be cut.
+    file.write('\n' * was_cut + line + '\n')
