@@ -8,7 +8,7 @@ import optax
 from nlx import core
 from nlx.cms.config import GRADIENT_DESCENT, CMSConfig, InContextRule
 from nlx.levels import Nested, PeriodicLevel, from_optax, nested
-from nlx.optim import is_captured
+from nlx.optim import is_captured, release
 
 
 def in_context_levels(config: CMSConfig, rates: jax.Array) -> tuple[PeriodicLevel, ...]:
@@ -71,8 +71,7 @@ def in_context_level(
 
 def _clip(gradients: Any, max_norm: float) -> Any:
   """Clips the gradients of weights; moments of inputs pass as they are."""
-  weight = lambda x: x.weight if is_captured(x) else x  # noqa: E731
-  clipped = core.clip_by_norm(jax.tree.map(weight, gradients, is_leaf=is_captured), max_norm)
+  clipped = core.clip_by_norm(release(gradients), max_norm)
 
   def put_back(x, clipped):
     return x._replace(weight=clipped) if is_captured(x) else clipped

@@ -17,7 +17,7 @@ from nlx.models import LanguageModel
 from nlx.models.language_model import Reading
 from nlx.models.losses import token_losses
 from nlx.models.streaming import read_weights
-from nlx.optim import is_captured
+from nlx.optim import release
 
 # Tokens between two looks at the levels of a model whose chunks are shorter, at least.
 MIN_STRETCH = 16
@@ -142,8 +142,7 @@ def _weights(state: Any) -> Any:
     return [_weights(layer.held) for layer in state]
   if isinstance(state, MemoryState):
     return weights_of(state)
-  weight = lambda x: x.weight if is_captured(x) else x  # noqa: E731
-  return jax.tree.map(weight, state, is_leaf=is_captured)
+  return release(state)
 
 
 def _along_time(gate: np.ndarray, length: int) -> np.ndarray:

@@ -254,9 +254,14 @@ def _level_infos(parts: Sequence[Any]) -> list[LevelInfo]:
   """The levels of all parts; a name that returns is numbered."""
   infos: list[LevelInfo] = []
   for info in (info for part in parts for info in part.level_infos()):
-    times = sum(other.name.split(' #')[0] == info.name for other in infos)
-    infos.append(info._replace(name=f'{info.name} #{times + 1}') if times else info)
+    stem = _stem(info)  # A part may be of several mixers and have numbers of its own.
+    times = sum(_stem(other) == stem for other in infos)
+    infos.append(info._replace(name=f'{stem} #{times + 1}' if times else stem))
   return infos
+
+
+def _stem(info: LevelInfo) -> str:
+  return info.name.split(' #')[0]
 
 
 def _level_states(parts, states) -> list[Any]:

@@ -426,7 +426,9 @@ class LanguageModel(nnx.Module):
   ) -> tuple[jax.Array, StreamState]:
     """Reads on from `state`, learning from every base chunk as it is completed.
 
-    Any cut of a sequence into calls gives the outputs of one call.
+    Any cut of a sequence into calls gives the outputs of one call. Under `jit` no error can be
+    raised for values: what full attention reads beyond the `max_length` of `init_state`, or tokens
+    that are not in the vocabulary, give NaN.
 
     Args:
       tokens: [B, T] int32; one token per sequence is read in constant time.
@@ -438,12 +440,14 @@ class LanguageModel(nnx.Module):
       Logits [B, T, vocab_size] for the token after each, and the new state.
 
     Raises:
-      ValueError: If `tokens` has another number of axes, or of sequences than `state`.
+      ValueError: If `tokens` has another number of axes, or of sequences than `state`, or none in
+        time.
     """
     batch_size = state.buffer.shape[0]
-    if tokens.ndim != 2 or tokens.shape[0] != batch_size:
+    if tokens.ndim != 2 or tokens.shape[0] != batch_size or not tokens.shape[1]:
       raise ValueError(
-        f'`tokens` must be [B, T] with the {batch_size} sequences of `state`, got {tokens.shape}.'
+        f'`tokens` must be [B, T] with the {batch_size} sequences of `state` and at least one '
+        f'token of each, got {tokens.shape}.'
       )
     learns = jnp.asarray(learns, jnp.float32).reshape(jnp.shape(learns) or (1, 1))
     text = Text(tokens.astype(jnp.int32), jnp.broadcast_to(learns, tokens.shape))

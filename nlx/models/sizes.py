@@ -42,10 +42,9 @@ def with_parameters(
   least, more = (count_parameters(make(width)) for width in (multiple, 2 * multiple))
   if more == least:
     raise ValueError('`make` must use the width that it is given, but two gave one size.')
-  steps = round((num_parameters - least) / (more - least))
-  if steps < 0:
+  if num_parameters < least:
     raise ValueError(
       f'`num_parameters` must be at least {least}, the size without much of an MLP, '
       f'got {num_parameters}.'
     )
-  return make(multiple * (1 + steps))
+  return make(multiple * (1 + round((num_parameters - least) / (more - least))))

@@ -39,11 +39,13 @@ class Chunk(NamedTuple):
 def init_stream(model, batch_size: int, max_length: int | None) -> StreamState:
   """The state before the first token."""
   carry = model.init_carry(batch_size, max_length)
+  # A copy, so that a state can be given away: no array may be in it twice.
+  live = jax.tree.map(jnp.copy, carry)
   size = model.config.base_chunk
   return StreamState(
     levels=model.init_levels(batch_size),
     start=carry,
-    live=carry,
+    live=live,
     buffer=jnp.zeros((batch_size, size), jnp.int32),
     learns=jnp.zeros((batch_size, size), jnp.float32),
     phase=jnp.zeros((), jnp.int32),

@@ -4,7 +4,8 @@ Every optimizer has two forms, as in optax: `scale_by_x` turns gradients into a 
 own chains, and `x` steps against it. Rules for matrices act on leaves of two axes or more, any axes
 before the last two being a batch; in the `x` forms that take `labels`, embeddings, heads, norms,
 biases and convolutions go to AdamW (`matrix_labels`). State is kept in at least float32, and what
-is like a parameter has its sharding. Inside `optax.inject_hyperparams` integers are `static_args`.
+is like a parameter has its sharding. Inside `optax.inject_hyperparams` integers, and functions that
+are no schedules, are `static_args`.
 
 When all gradients are multiplied by c, a direction is multiplied by
 
@@ -15,7 +16,7 @@ When all gradients are multiplied by c, a direction is multiplied by
     1/c   m3 with `second_moment='literal'`, as Algorithm 1 prints it
 """
 
-from nlx.optim.assembly import MATRIX, OTHER, matrix_labels, scale_by_shape
+from nlx.optim.assembly import MATRIX, OTHER, matrix_labels, names_vector, scale_by_shape
 from nlx.optim.deep_momentum import (
   ScaleByDeepMomentumState,
   deep_momentum,
@@ -28,6 +29,7 @@ from nlx.optim.delta_gradient_descent import (
   delta_gradient_descent,
   dense,
   is_captured,
+  release,
   scale_by_delta_gradient_descent,
 )
 from nlx.optim.delta_momentum import (
@@ -114,9 +116,11 @@ __all__ = [
   'momentum',
   'multi_rate',
   'muon',
+  'names_vector',
   'newton_schulz',
   'polynomial',
   'preconditioned_momentum',
+  'release',
   'scale_by_deep_momentum',
   'scale_by_delta_gradient_descent',
   'scale_by_delta_momentum',

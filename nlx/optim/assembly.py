@@ -42,17 +42,32 @@ def descend(
 def matrix_labels(params: Params) -> Any:
   """Says which leaves a matrix rule acts on: 'matrix', or 'other' for AdamW.
 
-  A leaf is a matrix if it has two axes or more and its path names no embedding, head, norm, scale,
-  bias or convolution. Axes before the last two are a batch of matrices. Trees that are named
-  otherwise need a function of their own.
+  A leaf is a matrix if it has two axes or more, its path names no embedding, head, norm or
+  convolution and its own name no vector, see `names_vector`. Axes before the last two are a batch
+  of matrices. Trees that are named otherwise need a function of their own.
   """
 
   def label(path, leaf):
-    parts = [_words(str(getattr(entry, 'key', getattr(entry, 'name', '')))) for entry in path]
-    named_other = any(part in _HEADS or _OTHERS.intersection(part) for part in parts)
-    return OTHER if leaf.ndim < 2 or named_other else MATRIX
+    named_other = any(part in _HEADS or _OTHERS.intersection(part) for part in _parts(path))
+    return OTHER if leaf.ndim < 2 or named_other or names_vector(path) else MATRIX
 
   return jax.tree_util.tree_map_with_path(label, params)
+
+
+def names_vector(path: tuple[Any, ...]) -> bool:
+  """Whether the path of a leaf says that it is no matrix, however many axes it has.
+
+  So it is with biases, scales and gates of every head, group or layer.
+
+  Args:
+    path: As `jax.tree_util.tree_map_with_path` gives it.
+
+  Returns:
+    Whether a word of the leaf's own name is bias, scale, offset, rate, decay, factor, logit or
+    skip, or the plural of one, or the name is b.
+  """
+  words = _parts(path)[-1]
+  return words == ['b'] or any(not _VECTORS.isdisjoint((x, x.removesuffix('s'))) for x in words)
 
 
 def scale_by_shape(factor: float = 0.2) -> optax.GradientTransformation:
@@ -74,6 +89,13 @@ def scale_by_shape(factor: float = 0.2) -> optax.GradientTransformation:
 
 _HEADS = (['head'], ['lm', 'head'], ['output', 'head'])
 _OTHERS = {'embed', 'embedding', 'embeddings', 'norm', 'scale', 'bias', 'biases', 'conv'}
+_VECTORS = {'bias', 'biases', 'scale', 'offset', 'rate', 'decay', 'factor', 'logit', 'skip'}
+
+
+def _parts(path: tuple[Any, ...]) -> list[list[str]]:
+  """The words of each name in a path, but for the `value` that ends those of `nnx.state`."""
+  names = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
+  return [_words(name) for name in (names[:-1] if names[-1:] == ['value'] else names)] or [[]]
 
 
 def _words(name: str) -> list[str]:

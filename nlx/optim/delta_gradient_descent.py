@@ -159,6 +159,13 @@ def is_captured(node: Any) -> bool:
   return isinstance(node, Captured)
 
 
+def release(tree: Any) -> Any:
+  """A tree of parameters or gradients with the kernels alone in place of `Captured` ones."""
+  return jax.tree.map(
+    lambda node: node.weight if is_captured(node) else node, tree, is_leaf=is_captured
+  )
+
+
 def _is_present(node: Any) -> bool:
   """Whether it is one that `optax.masked` or `optax.partition` has not left out."""
   return is_captured(node) and not isinstance(node.weight, optax.MaskedNode)

@@ -11,7 +11,7 @@ import optax
 
 from nlx import core, levels
 from nlx.levels import LevelInfo
-from nlx.optim.delta_gradient_descent import is_captured
+from nlx.optim.delta_gradient_descent import release
 from nlx.optim.leaves import Params
 
 WEIGHTS = 'weights'
@@ -128,8 +128,8 @@ def infos_of(state: Any, params: Params) -> list[LevelInfo]:
 
 def weights_info(params: Params, inner: list[LevelInfo], period: int = 1) -> list[LevelInfo]:
   """A row for the weights that none of the `inner` rows is for; none if there are no such."""
-  own = jax.tree.map(lambda x: x.weight if is_captured(x) else x, params, is_leaf=is_captured)
-  size = core.tree_size(own) - sum(info.parameters for info in inner if info.name == WEIGHTS)
+  described = sum(info.parameters for info in inner if info.name == WEIGHTS)
+  size = core.tree_size(release(params)) - described
   info = LevelInfo(WEIGHTS, period, 'step', 'loss', 'optimizer', size, 'gradient')
   return [info] if size else []
 

@@ -71,6 +71,7 @@ def scale_by_momentum(
     )
   error = (objective or dot_product()).error
 
+  @leaves.on_matrices
   def learn(memory, gradient):
     return decay * memory - rate * error(memory, gradient)
 

@@ -12,8 +12,8 @@ def count_flops(jaxpr: Any) -> int:
 
   A product of [M, K] and [K, N] is 2 M K N operations. Loops of known length count in full, which
   `compiled.cost_analysis()` does not, and so does what the backward pass computes anew. Of the
-  branches of a condition the costliest counts. Results that nothing uses are left out, and so is
-  everything but products.
+  branches of a condition the costliest counts. Fused attention counts as its products. Results that
+  nothing uses are left out, and so is everything else, convolutions and ragged products included.
 
   Args:
     jaxpr: Of `jax.make_jaxpr(f)(...)`, or the `jaxpr` of `jax.jit(f).trace(...)`.
@@ -46,6 +46,8 @@ def _equation_flops(equation: Any) -> int:
     (contracted, _), _ = params['dimension_numbers']
     shape = equation.invars[0].aval.shape
     return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+  if name.startswith('dot_product_attention_'):
+    return _fused_attention_flops(equation)
   inner = [_flops(jaxpr) for jaxpr in jax_core.jaxprs_in_params(params)]
   if name == 'scan':
     return params['length'] * sum(inner)
@@ -57,3 +59,13 @@ def _equation_flops(equation: Any) -> int:
     sizes = dict(params['mesh'].shape)
     return math.prod(sizes[axis] for axis in params['newly_manual_axes']) * sum(inner)
   return sum(inner)
+
+
+def _fused_attention_flops(equation: Any) -> int:
+  """Forward of scores and outputs, backward of scores again and of four gradients.
+
+  What a mask hides counts, as it does in products that are not fused.
+  """
+  queries, keys = (variable.aval.shape for variable in equation.invars[:2])  # [B, T, H, K]
+  products = 5 if '_bwd' in equation.primitive.name else 2
+  return 2 * products * math.prod(queries) * keys[1]

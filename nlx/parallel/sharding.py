@@ -52,11 +52,11 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Partit
   Args:
     path: Its place in a tree, as in 'blocks/cms/blocks/0/up/kernel'.
     shape: Of the array.
-    mesh: As `make_mesh` makes it.
+    mesh: As `make_mesh` makes it, or one with some of its axes.
 
   Returns:
-    One entry for each axis of the array. None for an axis that no rule names, or that the devices
-    do not divide evenly.
+    One entry for each axis of the array. None for an axis that no rule names, that the mesh does
+    not have, or that the devices do not divide evenly.
   """
   names: tuple[str | None, ...] = ()
   for pattern, axes in _PATTERNS:
@@ -66,7 +66,10 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Partit
   names = (None,) * (len(shape) - len(names)) + names
   divided = zip(shape, (MESH_AXES[name] if name else None for name in names), strict=True)
   return PartitionSpec(
-    *(axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in divided)
+    *(
+      axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
+      for size, axis in divided
+    )
   )
 
 

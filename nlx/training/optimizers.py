@@ -57,7 +57,7 @@ def warmup_cosine(
 def matrices(params: Params, stacked: Collection[str] = ()) -> Params:
   """Returns a tree of bools: True where a parameter has at least two axes of its own.
 
-  A bias is no matrix, however many axes it has.
+  What `nlx.optim.names_vector`, such as a bias, is no matrix, however many axes it has.
 
   Args:
     params: Tree of arrays.
@@ -68,9 +68,9 @@ def matrices(params: Params, stacked: Collection[str] = ()) -> Params:
   """
 
   def is_matrix(path: tuple[Any, ...], param: jax.Array) -> bool:
-    names = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
-    if any('bias' in name for name in names[-1:]):
+    if optim.names_vector(path):
       return False
+    names = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
     return jnp.ndim(param) - any(name in stacked for name in names) >= 2
 
   return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nlx import optim
+
 Params = Any
 Batch = dict[str, jax.Array]
 LossFn = Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
@@ -37,7 +39,8 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, key: jax.Arr
   """
   params = jax.tree.map(lambda param: jnp.array(param, copy=True), params)
   zero = jnp.zeros((), jnp.int32)
-  return TrainState(params, tx.init(params), zero, jnp.copy(key), jnp.zeros((), jnp.int32))
+  opt_state = jax.tree.map(jnp.copy, tx.init(params))  # It may hold the parameters themselves.
+  return TrainState(params, opt_state, zero, jnp.copy(key), jnp.zeros((), jnp.int32))
 
 
 def make_step(
@@ -75,7 +78,7 @@ def make_step(
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     loss, count, grads = _mean_gradient(loss_fn, state.params, batch, accumulation)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+    grad_norm, update_norm = optax.tree.norm(optim.release(grads)), optax.tree.norm(updates)
     new = state._replace(
       params=optax.apply_updates(state.params, updates), opt_state=opt_state, step=state.step + 1
     )
@@ -141,7 +144,13 @@ def _mean_gradient(loss_fn: LossFn, params: Params, batch: Batch, accumulation: 
     )
     ((loss_sum, count), grads), _ = jax.lax.scan(add, zeros, microbatches)
   scale = 1 / jnp.maximum(count, 1).astype(jnp.float32)
-  return loss_sum * scale, count, jax.tree.map(lambda grad: grad * scale, grads)
+
+  def mean(grad):
+    if optim.is_captured(grad):  # Its moment is a mean already, whatever the loss.
+      return optim.Captured(grad.weight * scale, grad.moment / accumulation)
+    return grad * scale
+
+  return loss_sum * scale, count, jax.tree.map(mean, grads, is_leaf=optim.is_captured)
 
 
 def _divide(leaf: jax.Array, parts: int) -> jax.Array:

@@ -174,6 +174,13 @@ def test_composition_has_the_levels_of_its_parts_and_numbers_a_name_that_returns
   assert levels == [('memory', 3 * CHUNK), ('memory #2', 1)]
 
 
+def test_every_level_of_compositions_in_a_composition_has_a_name_of_its_own():
+  pair = GatedConfig(MEMORY, MEMORY)
+  made = nnx.eval_shape(lambda: SeriesConfig((pair, pair)).make(rngs=nnx.Rngs(0)))
+  names = [info.name for info in made.level_infos()]
+  assert names == ['memory', 'memory #2', 'memory #3', 'memory #4']
+
+
 # ----- memory as a context
 
 

@@ -172,6 +172,14 @@ def test_hope_names_a_rule_that_does_not_fit_an_mlp():
     models.hope(**HOPE, rule=memories.delta_rule())
 
 
+def test_with_parameters_refuses_less_than_the_least_model():
+  make = lambda hidden: models.transformer(**problems.SIZES, mlp_hidden=hidden)  # noqa: E731
+  least = models.count_parameters(make(8))
+  assert models.with_parameters(make, least) == make(8)
+  with pytest.raises(ValueError, match=f'`num_parameters` must be at least {least}, .*{least - 1}'):
+    models.with_parameters(make, least - 1)
+
+
 def test_with_parameters_names_a_width_that_is_not_used():
   with pytest.raises(ValueError, match='must use the width'):
     models.with_parameters(lambda hidden: models.transformer(**problems.SIZES), 10_000)

@@ -152,6 +152,13 @@ def test_stream_keeps_structure_shapes_and_dtypes(config, length):
   assert abstract(state) == abstract(first)
 
 
+@every_model
+def test_stream_holds_no_array_twice_so_that_its_state_can_be_given_away(config):
+  first = problems.make(config).init_state(problems.BATCH, LENGTH)
+  places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(first) if leaf.size]
+  assert len(set(places)) == len(places)
+
+
 @learning
 def test_stream_goes_on_from_a_state_that_was_saved(name):
   config = CONFIGS[name]

@@ -296,6 +296,11 @@ def test_every_public_optimizer_is_in_the_catalogue():
     (('head', 'kernel'), 'other'),
     (('gate_biases',), 'other'),
     (('Conv_0', 'kernel'), 'other'),
+    (('rates', 'kernel'), 'matrix'),
+    (('lora_b',), 'matrix'),
+    (('weights', 'b2'), 'other'),
+    (('momentum_logits',), 'other'),
+    (('log_decays', 'value'), 'other'),
   ],
 )
 def test_matrix_labels_go_by_the_words_of_a_path(path, label):

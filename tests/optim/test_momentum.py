@@ -49,6 +49,12 @@ def test_momentum_descends_on_its_inner_objective(objective):
   np.testing.assert_allclose(got, np.stack(want), rtol=1e-10, atol=1e-12)
 
 
+def test_momentum_takes_a_scalar_for_one_row_of_one():
+  tx = optim.scale_by_momentum(objective=memories.huber(1.0))
+  scalar, row = (tx.update(x, tx.init(x))[0] for x in (jnp.asarray(3.0), jnp.full((1, 1), 3.0)))
+  assert (float(scalar), float(row[0, 0])) == (1.0, 1.0)
+
+
 def test_momentum_forgets_as_slowly_as_its_decay_says():
   """At 0.9 the last 7 gradients carry 52 % of an average, the last 43 carry 98.9 %."""
   tx = optim.scale_by_momentum(0.9, rate=0.1)

@@ -1,5 +1,6 @@
 """Plans ahead of time: operations, the text of compiled programs, memory and the roofline."""
 
+import functools
 import importlib.util
 import math
 import re
@@ -42,6 +43,24 @@ def test_flops_are_those_of_a_transformer_counted_by_hand():
   forward = 2 * batch * length * matrices + layers * 4 * batch * length * length * dim
   assert flops(loss, params, tokens, tokens, mask) == forward
   assert flops(jax.grad(loss), params, tokens, tokens, mask) == 3 * forward
+
+
+def test_flops_of_fused_attention_are_those_of_its_products(monkeypatch):
+  monkeypatch.setattr(
+    'jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version', lambda: 91_100
+  )
+  batch, length, heads, width = shape = 2, 16, 4, 64
+  x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+  def loss(queries, keys, values, implementation):
+    out = jax.nn.dot_product_attention(queries, keys, values, implementation=implementation)
+    return out.astype(jnp.float32).sum()
+
+  fused, plain = (functools.partial(loss, implementation=kind) for kind in ('cudnn', 'xla'))
+  product = 2 * batch * heads * width * length**2
+  assert flops(fused, x, x, x) == flops(plain, x, x, x) == 2 * product
+  backward = lambda f: flops(jax.grad(f, argnums=(0, 1, 2)), x, x, x)  # noqa: E731
+  assert backward(fused) == (2 + 5) * product  # Scores are computed anew.
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,11 @@ def test_spec_names_the_axes_of_the_mesh(path, shape, expected):
   assert parallel.spec(path, shape, mesh('2x2x2')) == expected
 
 
+def test_spec_names_only_axes_that_the_mesh_has():
+  alone = jax.make_mesh((2,), ('fsdp',))
+  assert parallel.spec('embedding', (256, 128), alone) == P(None, 'fsdp')
+
+
 @pytest.mark.parametrize('family', lm.MODELS)
 def test_every_large_parameter_is_divided(family):
   """Over all devices that divide parameters, or over the heads."""

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from nlx import optim, training
+from nlx import models, optim, training
 
 
 def rates(**changes):
@@ -71,8 +72,24 @@ def test_matrices_do_not_count_the_axis_of_layers():
   assert mask == {'blocks': {'kernel': True, 'scale': False}, 'head': True}
 
 
-def test_matrices_hold_no_bias():
-  assert training.matrices({'gate_biases': jnp.zeros((2, 3))}) == {'gate_biases': False}
+@pytest.mark.parametrize('name', ['gate_biases', 'inner_scale', 'inner_offset', 'log_decays', 'b1'])
+def test_matrices_hold_no_vectors_of_several_heads(name):
+  model = nnx.Dict({'layer': nnx.Dict({name: nnx.Param(jnp.zeros((2, 3)))})})
+  params = nnx.state(model, nnx.Param)
+  for params in (params, nnx.to_pure_dict(params)):
+    assert jax.tree.leaves(training.matrices(params)) == [False]
+
+
+@pytest.mark.parametrize('family', ['hope', 'ttt_mlp', 'samba', 'gated_deltanet'])
+def test_matrices_of_models_are_the_same_whether_layers_are_stacked_or_not(family):
+  config = models.FAMILIES[family](vocab_size=8, model_dim=8, num_layers=2, num_heads=2)
+  model = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  known = training.matrices(params, stacked=('blocks',))
+  assert training.matrices(params) == known
+  labels = jax.tree.leaves(optim.matrix_labels(params))
+  known = jax.tree.leaves(known)
+  assert all(known[i] for i, label in enumerate(labels) if label == optim.MATRIX)
 
 
 def test_weight_decay_takes_another_mask():

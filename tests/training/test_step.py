@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from nlx import parallel, training
+from nlx import levels, optim, parallel, training
 from tests.training import standin
 
 
@@ -35,6 +35,25 @@ def test_accumulation_equals_the_big_batch(accumulation):
   whole, parts = one_step(batch), one_step(batch, accumulation)
   assert_close(whole[0].params, parts[0].params, rtol=1e-6, atol=1e-7)
   assert_close(whole[1], parts[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_delta_gradient_descent_gets_moments_that_are_means(accumulation):
+  x, y = jax.random.normal(jax.random.key(0), (2, 8, 3))
+  kernel, tx = jnp.eye(3), optim.delta_gradient_descent(0.5)
+  params = {'kernel': optim.capture(kernel)}
+
+  def loss_fn(params, batch):
+    error = optim.dense(batch['x'], params['kernel']) - batch['y']
+    return jnp.sum(error**2) / 2, jnp.asarray(batch['x'].shape[0])
+
+  step = training.make_step(loss_fn, tx, accumulation)
+  state = training.init_state(params, tx, key=jax.random.key(0))
+  state, metrics = step(state, {'x': x, 'y': y})
+  gradient, moment = x.T @ (x @ kernel - y) / 8, x.T @ x / 8
+  direction = jnp.linalg.solve(jnp.eye(3) + 0.5 * moment, moment @ kernel + gradient)
+  assert_close(state.params['kernel'].weight, kernel - 0.5 * direction, rtol=1e-5, atol=1e-6)
+  assert float(metrics['grad_norm']) == pytest.approx(float(jnp.linalg.norm(gradient)), rel=1e-5)
 
 
 def test_accumulation_that_does_not_divide_is_an_error():
@@ -95,6 +114,12 @@ def test_step_gives_its_input_away_but_not_the_callers_parameters():
   training.make_step(standin.loss_fn, tx)(state, ragged_batch())
   assert state.params['embed'].is_deleted()
   assert not params['embed'].is_deleted()
+
+
+def test_state_of_an_optimizer_that_holds_the_parameters_can_be_given_away():
+  tx = levels.to_optax(levels.from_optax(optax.sgd(0.5)))
+  state, _ = one_step(ragged_batch(), tx=tx)
+  assert_close(state.params, one_step(ragged_batch())[0].params, rtol=1e-6, atol=1e-7)
 
 
 def poisoned(loss):
