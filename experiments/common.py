@@ -55,7 +55,17 @@ def join(config: ml_collections.ConfigDict) -> None:
 
 
 def create(config: ml_collections.ConfigDict) -> Language:
-  """Builds the model that a configuration describes, initialised from its seed."""
+  """Builds the model that a configuration describes, initialised from its seed.
+
+  Raises:
+    ValueError: If a setting is out of range, or a large model has no text or tokenizer.
+  """
+  for name in ('corpus', 'tokenizer'):
+    if not config.data[name]:
+      raise ValueError(
+        f"`data.{name}` must be given for {config.name}, as in --config.data.corpus='texts/*.txt' "
+        '--config.data.tokenizer=tokenizer.json.'
+      )
   tokenizer = data.tokenizer(config.data.tokenizer)
   model = make_model(config, tokenizer.vocab_size)
   graph, params = nnx.split(model, nnx.Param)
@@ -218,25 +228,29 @@ def fixed(config: dict[str, Any]) -> dict[str, Any]:
   return {**{key: config.get(key) for key in FIXED}, 'model': model}
 
 
-def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Writes config.json; refuses if the folder holds a run of another model, data or seed.
+def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Refuses a folder that holds a run of another model, data or seed.
 
   Raises:
     ValueError: Names the first setting that differs.
   """
   path = workdir / 'config.json'
-  new = as_dict(config)
-  if path.exists():
-    old = json.loads(path.read_bytes())
-    difference = core.first_difference(fixed(old), fixed(new))
-    if difference:
-      raise ValueError(
-        f'`workdir` {str(workdir)!r} holds another run: {difference}. Use another folder, or the '
-        'configuration of that run.'
-      )
+  if not path.exists():
+    return
+  old = json.loads(path.read_bytes())
+  difference = core.first_difference(fixed(old), fixed(as_dict(config)))
+  if difference:
+    raise ValueError(
+      f'`workdir` {str(workdir)!r} holds another run: {difference}. Use another folder, or the '
+      'configuration of that run.'
+    )
+
+
+def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes config.json; to be done when nothing is left that could refuse the run."""
   if jax.process_index() == 0:
     core.make_folder(workdir)
-    core.write_text(path, json.dumps(new, indent=2) + '\n')
+    core.write_text(workdir / 'config.json', json.dumps(as_dict(config), indent=2) + '\n')
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -261,6 +275,21 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
     return bool(checkpoints.steps())
   finally:
     checkpoints.close()
+
+
+def load(workdir: str | os.PathLike) -> tuple[models.LanguageModel, data.Tokenizer]:
+  """Returns the model of a run, with the parameters of its latest checkpoint, and its tokenizer.
+
+  Args:
+    workdir: Folder of the run, or gs://BUCKET/FOLDER.
+
+  Raises:
+    FileNotFoundError: If the folder holds no run, or no checkpoint.
+  """
+  folder = core.as_path(workdir)
+  language = create(read_config(folder))
+  params, _ = restore(language, folder)
+  return nnx.merge(language.graph, params), language.tokenizer
 
 
 def restore_params(language: Language, workdir: pathlib.Path) -> Any:

@@ -8,7 +8,7 @@ import ml_collections
 from flax import nnx
 
 from experiments import common
-from nlx import models
+from nlx import core, models
 from nlx.models import sessions
 
 MAX_LENGTH = 4096  # Of a session in a file, if the model has full attention.
@@ -55,6 +55,8 @@ def reply(
     ValueError: If the file holds the session of another model or is full, or the request is not for
       one that exists.
   """
+  if file is not None:
+    core.make_folder(file.parent)
   model = nnx.merge(language.graph, params)
   goes_on = file is not None and file.exists()
   session = _load(file, model, meta, request) if goes_on else _start(language, model, request, file)

@@ -26,15 +26,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   Returns:
     The summary, as written to summary.json.
   """
+  common.check_config(config, workdir)
+  mesh = make_mesh(config)
   language = common.create(config)
   corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
   task = make_task(config, language, corpus)
   params = pretrained.first_params(config, language, workdir)
-  common.write_config(config, workdir)
+  key = jax.random.key(config.seed)
+  hooks = make_hooks(config, language, key)
   if jax.process_index() == 0:
     print(levels.describe(language.model), flush=True)
-  mesh = make_mesh(config)
-  key = jax.random.key(config.seed)
   with jax.set_mesh(mesh):
     result = training.train(
       task,
@@ -42,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
       init_state(params, task, key, mesh),
       workdir,
       sharding=parallel.batch_sharding(mesh),
-      hooks=make_hooks(config, language, key),
+      hooks=hooks._replace(begin=functools.partial(common.write_config, config, workdir)),
       meta={'config': common.as_dict(config)},
     )
   summary = report.summarise(result, config, language, corpus.digest)
@@ -129,8 +130,13 @@ def make_optimizer(
 def make_hooks(
   config: ml_collections.ConfigDict, language: common.Language, key: jax.Array
 ) -> training.Hooks:
-  """Returns the samples and the diagnosis that the loop asks for."""
+  """Returns the samples and the diagnosis that the loop asks for.
+
+  Raises:
+    ValueError: If the prompt of the samples is empty.
+  """
   options = config.sample
+  common.encode(language, options.prompt)  # Now, and not after the steps of the first sample.
 
   def sample(params: Any, step: int) -> str:
     return options.prompt + common.continuation(

@@ -15,7 +15,6 @@ from nlx import core, data, models, parallel, training
 
 LOCAL = 'local'
 VOCAB_SIZE = 32_000  # Of the tokenizer that a large model needs.
-LARGE = 100_000_000  # Parameters.
 
 
 class Planned(NamedTuple):
@@ -100,11 +99,9 @@ def advice(planned: Planned) -> str:
 
 
 def find_vocab_size(config: ml_collections.ConfigDict) -> int:
-  """Returns the ids of the tokenizer, or of one such as a large model needs instead of bytes."""
-  is_large = (config.model.get('parameters') or 0) >= LARGE
-  if config.data.tokenizer == 'bytes' and is_large:
-    return VOCAB_SIZE
-  return data.tokenizer(config.data.tokenizer).vocab_size
+  """Returns the ids of the tokenizer, or of one such as a large model needs if none is given."""
+  named = config.data.tokenizer
+  return data.tokenizer(named).vocab_size if named else VOCAB_SIZE
 
 
 def with_mesh(config: ml_collections.ConfigDict, num_devices: int) -> ml_collections.ConfigDict:

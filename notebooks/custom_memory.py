@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # A memory and an update rule of your own in a HOPE block
+# # A memory and an update rule of your own in a language model
 #
 # At the end you will have written a memory network, an objective and an update rule, compared
 # their chunk-parallel form with a loop over tokens in float64, and trained a language model of

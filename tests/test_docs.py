@@ -60,9 +60,11 @@ def test_blocks_of_a_page_run_one_after_another(page):
 def test_blocks_of_the_readme_run(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   config = models.transformer(vocab_size=16, model_dim=8, num_layers=1, num_heads=2)
-  interop.save_llama(models.create(config, rngs=nnx.Rngs(0)), 'folder')
+  model = models.create(config, rngs=nnx.Rngs(0))
+  interop.save_llama(model, 'folder')
   # What the README leaves to the reader.
-  given = {'nlx': resolve('nlx'), 'nnx': nnx, 'optax': optax, 'cell': lambda *args: None}
+  cell = lambda *args: None  # noqa: E731
+  given = {'nlx': resolve('nlx'), 'nnx': nnx, 'optax': optax, 'cell': cell, 'model': model}
   run(README, given, SLOW)
 
 

@@ -52,6 +52,8 @@ check_settings() {
     [[ ${!name} =~ ^[1-9][0-9]*$ ]] \
       || die "\`$name\` must be a whole number of at least 1, got \`${!name}\`."
   done
+  [[ $POLL_SECONDS =~ ^[0-9]+(\.[0-9]+)?$ ]] \
+    || die "\`POLL_SECONDS\` must be a number of seconds, got \`$POLL_SECONDS\`."
   for name in DRY_RUN SHARED SPOT; do
     [[ ${!name} =~ ^[01]$ ]] || die "\`$name\` must be 0 or 1, got \`${!name}\`."
   done

@@ -3,7 +3,8 @@
 #
 #   tpu/resume.sh CONFIG [flags]
 #
-#   tpu/resume.sh experiments/configs/lm.py:hope-340m --config.training.checkpoint_every=500
+#   tpu/resume.sh experiments/configs/lm.py:hope-340m --config.data.corpus='gs://BUCKET/texts/*.txt' \
+#     --config.data.tokenizer=gs://BUCKET/tokenizer.json --config.mesh.fsdp=8
 #
 # The arguments are those of run.sh. A TPU that is SUSPENDED, FAILED, PREEMPTED or MISSING is
 # deleted, created and set up again, with the commit that was checked out at the start, and the run

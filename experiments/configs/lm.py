@@ -53,6 +53,7 @@ SIZES = {
   '760m': {'model_dim': 1536, 'num_layers': 24, 'num_heads': 16, 'parameters': 680_000_000},
   '1b': {'model_dim': 2048, 'num_layers': 24, 'num_heads': 32, 'parameters': 1_210_000_000},
 }
+LARGE = ('340m', '760m', '1b')
 DTYPES = {'smoke': 'float32', 'tiny': 'float32'}  # bfloat16 for the others.
 # What the backward pass computes anew, see `LanguageModelConfig`; layers in the others.
 REMAT = {'smoke': 'chunks', 'tiny': 'chunks', '30m': 'chunks'}
@@ -157,9 +158,10 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
   config.stack = {**STACK, 'hidden': config_dict.placeholder(int)}
   config.pretrained = ''  # Folder of a run, or of a Llama, whose parameters are the first ones.
   config.data = {
-    'corpus': 'documentation',  # Or python_source, a text file, a glob pattern.
+    # Or python_source, a text file, a glob pattern; to be given where empty.
+    'corpus': '' if size in LARGE else 'documentation',
     'max_bytes': config_dict.placeholder(int),
-    'tokenizer': 'bytes',  # Or a `tokenizers` JSON file.
+    'tokenizer': '' if size in LARGE else 'bytes',  # Or a `tokenizers` JSON file.
     'seq_len': seq_len,
     'batch_size': batch_size,
     'sampling': 'epochs',  # Or random.

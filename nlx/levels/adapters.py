@@ -23,7 +23,7 @@ def from_optax(
   """A level whose weights an optax transformation updates every `period` ticks.
 
   Its signals are `Weighted` sums of gradients; the transformation receives their mean. A period in
-  which nothing was seen, of weight 0, moves nothing, whatever momentum there is.
+  which nothing was seen, of weight 0, moves nothing, whatever momentum or weight decay there is.
 
   Args:
     tx: Any optax transformation, learning rate and sign included.
@@ -57,8 +57,6 @@ def from_optax(
   def update(state, signal):
     updates, optimizer = step(signal.total, state.optimizer, state.params)
     new = OptaxState(optax.apply_updates(state.params, updates), optimizer)
-    if not jax.tree.leaves(optimizer):  # Without a memory, no gradient is no step.
-      return new
     return OptaxState(
       _where(signal.weight > 0, new.params, state.params, batch_axis),
       _where(signal.weight > 0, new.optimizer, state.optimizer, 0),
@@ -70,7 +68,10 @@ def from_optax(
     read=lambda state: state.params,
   )
   gather = mean(batch_axis)
-  weighted = lambda gathered: Weighted(gather.result(gathered), gathered.weight)  # noqa: E731
+
+  def weighted(gathered, weights):
+    return Weighted(gather.result(gathered, weights), gathered.weight)
+
   return periodic(level, period, gather._replace(result=weighted))
 
 

@@ -134,6 +134,8 @@ def nest(
 
   def run(slow, states, carry, xs, start=0):
     length = jax.tree.leaves(xs)[0].shape[0]
+    if not length:
+      raise ValueError('`xs` must hold at least one chunk, got none.')
     indexed = (start + jnp.arange(length), xs)
     live = _Live(tuple(states), carry)
     live, (loss, count, outputs) = _run_level(system, len(levels) - 1, slow, live, indexed, start)

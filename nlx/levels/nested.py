@@ -55,6 +55,8 @@ def signals_for(weights: Sequence[Any], gradients: Sequence[Any], count: Any) ->
 
   def signal(i):
     if isinstance(weights[i], Nested):
+      if i == 0:
+        raise ValueError('the fastest level must have no `Nested` weights: there is none faster.')
       return Weighted(Nested(gradients[i], gradients[i - 1]), count)
     return Weighted(gradients[i], count)
 

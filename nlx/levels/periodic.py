@@ -20,22 +20,34 @@ class Gather(NamedTuple):
   Attributes:
     start: `(level, state) -> gathered`. What is gathered before the first signal.
     add: `(gathered, held, signal) -> gathered`. Takes in one signal; `held` is read meanwhile.
-    result: `gathered -> signal`. What the level's own `update` receives at the end.
+    result: `(gathered, weights) -> signal`. What the level's own `update` receives at the end; the
+      held weights tell of which dtypes.
   """
 
   start: Callable[[Level, State], Any]
   add: Callable[[Any, State, Signal], Any]
-  result: Callable[[Any], Signal]
+  result: Callable[[Any, Weights], Signal]
 
 
 def _accumulator(level: Level, state: State) -> Weights:
-  return core.tree_zeros_like(level.read(state))
+  """Zeros like the weights, in at least float32: in 16 bits a sum soon stops to grow."""
+
+  def zeros(x):
+    x = jnp.zeros_like(x)
+    real = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if real else x
+
+  return jax.tree.map(zeros, level.read(state))
+
+
+def _as_weights(tree: Weights, weights: Weights) -> Weights:
+  return jax.tree.map(lambda x, weight: x.astype(weight.dtype), tree, weights)
 
 
 total = Gather(
   start=_accumulator,
   add=lambda gathered, held, signal: core.tree_add(gathered, signal),
-  result=lambda gathered: gathered,
+  result=_as_weights,
 )
 """Signals add up: Eq. 71 as printed."""
 
@@ -64,14 +76,14 @@ def mean(batch_axis: int | None = None) -> Gather:
     weight = gathered.weight + jnp.asarray(signal.weight, gathered.weight.dtype)
     return Weighted(core.tree_add(gathered.total, signal.total), weight)
 
-  def result(gathered):
+  def result(gathered, weights):
     weight = jnp.where(gathered.weight > 0, gathered.weight, 1)  # nothing seen: a mean of zero
 
     def divide(x):
       axes = () if batch_axis is None else [i for i in range(x.ndim) if i != batch_axis]
       return x / jnp.expand_dims(weight, axes).astype(x.dtype)
 
-    return jax.tree.map(divide, gathered.total)
+    return _as_weights(jax.tree.map(divide, gathered.total), weights)
 
   return Gather(start, add, result)
 
@@ -84,7 +96,7 @@ def fold(add: Callable[[State, State, Signal], State]) -> Gather:
   return Gather(
     start=lambda level, state: state,
     add=add,
-    result=lambda gathered: gathered,
+    result=lambda gathered, weights: gathered,
   )
 
 
@@ -156,7 +168,8 @@ def periodic(level: Level, period: int, gather: Gather = total) -> PeriodicLevel
     return PeriodicState(state.held, gathered, state.count + jnp.asarray(ticks, jnp.int32))
 
   def flush(state):
-    return restart(level.update(state.held, gather.result(state.gathered)))
+    signal = gather.result(state.gathered, level.read(state.held))
+    return restart(level.update(state.held, signal))
 
   def update(state, signal, ticks=1):
     state = take_in(state, signal, ticks)

@@ -22,7 +22,8 @@ class AttentionConfig:
     num_kv_heads: Heads of keys and values, each shared by equally many heads of queries; H if None.
     head_dim: K; D / H if None. Even with rotary positions.
     window: How many tokens each sees, itself and those right before it; all if None.
-    num_persistent: Learned tokens that every query sees, however far it is.
+    num_persistent: Learned tokens that every query sees, however far it is; with rotary positions,
+      as if they were at the beginning of the text.
     rope_base: Base of the wavelengths of rotary positions; no positions if None, so that
       order shows in nothing but in what is seen.
     implementation: 'xla', which can be differentiated any number of times, as levels that learn in
@@ -151,10 +152,12 @@ class Attention(nnx.Module):
     Returns:
       Outputs [B, T, D] and the new state.
     """
-    start = jnp.zeros((), jnp.int32) if state is None else state.length
+    core.check_positive('T', x.shape[1], 'token')
     queries, keys, values = self._split(self.projection(x))
     if self.config.rope_base is not None:
-      queries, keys = (rotate(part, start, self.config.rope_base) for part in (queries, keys))
+      # Places in each sequence's text: persistent tokens must not know how much was read before it.
+      place = 0 if state is None else state.seen
+      queries, keys = (rotate(part, place, self.config.rope_base) for part in (queries, keys))
     if state is None and self.config.window:
       raise ValueError('`state` must be given: a sliding window reads on from the tokens before.')
     if state is None:
@@ -165,7 +168,7 @@ class Attention(nnx.Module):
         out, keys, values = self._read_window(queries, keys, values, state, kept)
       else:
         out, keys, values = self._read_all(queries, keys, values, state)
-      state = AttentionState(keys, values, start + kept, state.seen + kept)
+      state = AttentionState(keys, values, self._read(state, x.shape[1], kept), state.seen + kept)
     return self.output(out.reshape((*x.shape[:2], -1))), state
 
   def step(
@@ -189,6 +192,13 @@ class Attention(nnx.Module):
     own, shared = config.num_heads * config.key_dim, config.kv_heads * config.key_dim
     parts = jnp.split(projected, (own, own + shared), axis=-1)
     return tuple(part.reshape((*part.shape[:-1], -1, config.key_dim)) for part in parts)
+
+  def _read(self, state, length, kept):
+    """How many tokens were read; more than a cache of all has room for once it has overflowed."""
+    if self.config.window:
+      return state.length + kept
+    size = state.keys.shape[1]
+    return jnp.where(state.length + length <= size, state.length + kept, size + 1)
 
   def _read_all(self, queries, keys, values, state):
     """Outputs and caches of all tokens; what is not valid is written over before it is seen."""
@@ -314,14 +324,14 @@ def _attend_in_double(queries, keys, values, mask):
 
 
 def rotate(x: jax.Array, start: jax.Array | int, base: float = 10_000.0) -> jax.Array:
-  """Rotary position embedding of x [B, T, H, K] whose first token has position `start`.
+  """Rotary position embedding of x [B, T, H, K] whose first token has position `start`, [B] or one.
 
   Angles are computed in at least float32.
   """
   half, wide = x.shape[-1] // 2, jnp.promote_types(x.dtype, jnp.float32)
   frequency = base ** (-jnp.arange(half, dtype=wide) / half)
-  position = (start + jnp.arange(x.shape[1])).astype(wide)
-  angle = (position[:, None] * frequency[None])[None, :, None]
+  position = (jnp.reshape(start, (-1, 1)) + jnp.arange(x.shape[1])[None]).astype(wide)
+  angle = position[:, :, None, None] * frequency[None, None, None]
   cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -75,8 +75,13 @@ def running_products(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
     the diagonal, which is masked before the exponential.
   """
   lower = _lower(logs)
-  running = matmul(lower, logs[..., None])[..., 0]
-  between = running[..., :, None] - running[..., None, :]
+  # Differences of sums that shut gates have made large would lose the digits of open ones. Sums of
+  # sixteenths are exact, in products of any precision, and what they leave adds up to little.
+  coarse = jax.lax.stop_gradient(jnp.round(16 * logs) / 16)
+  sums = matmul(lower, jnp.stack([coarse, logs - coarse], axis=-1))
+  running = jnp.sum(sums, axis=-1)
+  coarse, rest = sums[..., 0], sums[..., 1]
+  between = coarse[..., :, None] - coarse[..., None, :] + (rest[..., :, None] - rest[..., None, :])
   return jnp.exp(running), lower * jnp.exp(jnp.where(lower > 0, between, 0))
 
 

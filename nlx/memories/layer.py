@@ -119,8 +119,9 @@ def layer(
       outputs, state = write(state, tokens, queries, factors, ticks)
       return periodic_level.flush(state) if num_valid is None else flush_if_due(state), outputs
 
-    tokens, queries = _as(_dtype(state), _masked(tokens, num_valid), queries)
     length = queries.shape[-2]
+    core.check_positive('T', length, 'token')
+    tokens, queries = _as(_dtype(state), _masked(tokens, num_valid), queries)
     whole = length // chunk_size * chunk_size
     pieces = []
     if whole:
@@ -159,9 +160,8 @@ def _from(x, begin, axis):
 
 
 def _as(dtype, tokens, queries):
-  """Keys, values and queries in the dtype of the memory, whatever they come in."""
-  keys, values, queries = (x.astype(dtype) for x in (tokens.keys, tokens.values, queries))
-  return Tokens(keys, values, tokens.gates), queries
+  """Tokens and queries in the dtype of the memory, whatever they come in."""
+  return jax.tree.map(lambda x: x.astype(dtype), (tokens, queries))
 
 
 def _masked(tokens, num_valid):

@@ -82,8 +82,15 @@ def init_state(memory: Memory, weights: Weights, widths: tuple[int, int] = (0, 0
     memory: The memory.
     weights: Matrices [..., out, in], duals of the weights under a rule with a mirror map.
     widths: K and V, needed by a rule with a window, which keeps tokens.
+
+  Returns:
+    The state, in at least float32.
   """
   rule = memory.rule
+  weights = {
+    name: matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    for name, matrix in weights.items()
+  }
 
   def one(matrix):
     momentum = jnp.zeros_like(matrix) if rule.momentum else None
@@ -135,6 +142,8 @@ def surprise(
     inputs = {}
 
     def linear(name, x):
+      if name in inputs:
+        raise ValueError(f'a network must apply each matrix once, and applies {name!r} twice.')
       inputs[name] = x
       return matmul(x, weights[name].mT) + offsets[name]
 

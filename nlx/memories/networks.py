@@ -24,7 +24,7 @@ class Network(NamedTuple):
   Attributes:
     shapes: `(key_dim, value_dim) -> {name: (out, in)}`.
     apply: `(linear, keys [..., C, K]) -> values [..., C, V]`, where `linear(name, x)` maps the last
-      axis of x by the matrix of that name.
+      axis of x by the matrix of that name; to be called once for each.
     linear: Whether the map is one matrix, named 'w', which some rules need.
     biases: Names of the matrices of one column that are biases, and start at zero.
   """

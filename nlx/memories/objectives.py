@@ -95,8 +95,9 @@ def lp(p: float = 3.0) -> Objective:
 
   def error(prediction, target):
     difference = prediction - target
-    # A root of an error of zero would have no derivative.
-    size = jnp.where(difference == 0, 1, jnp.abs(difference))
-    return difference * core.power(size, p - 2)
+    # A root of an error of zero would have no derivative; its slope is 0, or 1 where p is 2.
+    at_zero = difference == 0
+    size = core.power(jnp.where(at_zero, 1, jnp.abs(difference)), p - 2)
+    return difference * jnp.where(at_zero & (p > 2), 0, size)
 
   return Objective(f'L{p:g}', error)

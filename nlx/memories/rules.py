@@ -118,8 +118,9 @@ def dgd(
   """Delta gradient descent: the exact minimiser of an L2 regression of W x onto -grad, per token.
 
   Rates are those of the exact proximal step, eta' = eta / (1 + eta ||x||^2), for the decay and for
-  the write. Momentum is an average, and the errors of a network of n matrices are divided by n;
-  both keep chunks of any size stable. The printed form, which diverges, is `literal`.
+  the write. Momentum is an average, and the errors of a network of n matrices are divided by n,
+  which keeps short chunks stable; long ones with momentum and open gates can diverge, see `span`
+  and `nlx.memories.huber`. The printed form, which diverges sooner, is `literal`.
 
   Args:
     momentum: Whether writes pass through a momentum.
@@ -130,7 +131,8 @@ def dgd(
     hard_cap: Whether the rate, eta' or if `literal` eta, is at most alpha / (span ||x||^2). What
       the start of a chunk contributes to the answers at a key that repeats then never grows, of one
       matrix under L2 without momentum: in chunks of any size, if `literal` of up to `span` tokens.
-      With rates below 1 and unit keys it never binds where alpha >= 1/2, unless `literal`.
+      With rates below 1 and unit keys it never binds where alpha >= 1/2 and the span is 1, unless
+      `literal`.
     soft_cap: Whether the rate is at most (1 - alpha) / ||e||. Given alpha >= 1/2 or the hard cap,
       no matrix outgrows the larger of its start and its largest input, at any rate, chunk size and
       depth. With momentum that is for a constant alpha, and 1 / (1 - mu) as large if `literal`.
@@ -296,7 +298,8 @@ def omega(
       none.
     literal: A sum instead of a mean, undamped rates, undivided errors, no average.
     hard_cap: Whether every token's rate is at most 2 alpha / (span ||x||^2), as for `gradient`.
-    soft_cap: Whether every token's rate is at most (1 - alpha) / ||e||, as for `gradient`.
+    soft_cap: Whether every token's rate is at most (1 - alpha) / ||e||. The bound of `gradient`
+      holds for a constant alpha only, and is `window` times as large if `literal`.
 
   Returns:
     The rule.
@@ -373,8 +376,13 @@ def lq_retention(q: float = 4.0, floor: float = 1.0) -> Mirror:
     raise ValueError(f'`q` must be a finite number of at least 2, got {q}.')
 
   def weight(dual):
-    power = jnp.sum(core.power(jnp.abs(dual), q), axis=(-2, -1), keepdims=True)
-    return dual * jnp.maximum(power, floor**q) ** (2 / q - 1)
+    sizes = jnp.abs(dual)
+    # The norm is taken in units of the largest entry, whose power would leave the range of floats.
+    unit = jnp.maximum(jnp.max(sizes, axis=(-2, -1), keepdims=True), floor)
+    unit = jax.lax.stop_gradient(unit)
+    power = jnp.sum(core.power(sizes / unit, q), axis=(-2, -1), keepdims=True)
+    norm = unit * jnp.maximum(power, core.power(floor / unit, q)) ** (1 / q)
+    return dual * norm ** (2 - q)
 
   return Mirror(f'L{q:g}', weight)
 

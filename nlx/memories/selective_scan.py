@@ -181,6 +181,7 @@ class SelectiveScan(nnx.Module):
     Chunks are of equal size, so that padding, which has rate 0, is less than one token of each.
     """
     length = tokens.rates.shape[1]
+    core.check_positive('T', length, 'token')
     count = math.ceil(length / self.config.scan_chunk)
     size = math.ceil(length / count)
     decays = -jnp.exp(self.log_decays[...].astype(hidden.dtype))

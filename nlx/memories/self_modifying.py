@@ -48,8 +48,8 @@ class SelfModifyingConfig:
       it is multiplied by about 1 - 2 sigmoid(logit) at every token.
     conv_width: Taps of the causal convolution before the projections.
     remat: Whether the backward pass recomputes each projection chunk from its start.
-    dtype: Of the slow matrix products. Memories are computed in the dtype of their parameters.
-    param_dtype: Of parameters and fast state.
+    dtype: Of the slow matrix products. Memories are computed in at least float32.
+    param_dtype: Of parameters.
   """
 
   model_dim: int
@@ -93,6 +93,11 @@ class SelfModifyingConfig:
   def head_dim(self) -> int:
     """K, the width of a head."""
     return self.model_dim // self.num_heads
+
+  @property
+  def state_dtype(self) -> Any:
+    """Of fast state and gates."""
+    return jnp.promote_types(self.param_dtype, jnp.float32)
 
   @property
   def network(self) -> Network:
@@ -237,6 +242,7 @@ class SelfModifying(nnx.Module):
     Returns:
       Outputs [B, T, D] and the state after the last valid token.
     """
+    core.check_positive('T', x.shape[1], 'token')
     size = self.config.projection_chunk_size
     inputs, gate, conv = self._project(x, state.conv, num_valid)
     whole = x.shape[1] // size * size
@@ -304,7 +310,7 @@ class SelfModifying(nnx.Module):
     projected = core.constrain(self.projection(x), {-1: None})
     inputs, gate = jnp.split(projected, [len(ROLES) * config.model_dim], axis=-1)
     inputs = inputs.reshape((*x.shape[:2], len(ROLES), config.num_heads, config.head_dim))
-    return jnp.transpose(inputs, (0, 3, 2, 1, 4)).astype(config.param_dtype), gate, conv
+    return jnp.transpose(inputs, (0, 3, 2, 1, 4)).astype(config.state_dtype), gate, conv
 
   def _generate(self, inputs, roles) -> _Generated:
     """What each role makes of its inputs [B, H, len(ROLES), C, K], by the held state."""
@@ -314,14 +320,17 @@ class SelfModifying(nnx.Module):
       index = jnp.array([ROLES.index(role) for role in config.adaptive])
       outputs = apply(config.network, memories.weights_of(roles.held), inputs[:, :, index])
       made |= {role: outputs[:, :, i] for i, role in enumerate(config.adaptive)}
-    weights, biases = self.gate_weights[...], self.gate_biases[...]
+    weights, biases, logits = (
+      parameter[...].astype(config.state_dtype)
+      for parameter in (self.gate_weights, self.gate_biases, self.momentum_logits)
+    )
     rate, retention = (
       jnp.einsum('bhck,hk->bhc', made[role], weights[i]) + biases[i][None, :, None]
       for i, role in enumerate(('eta', 'alpha'))
     )
     exponential = config.rate_gate == 'exponential'
     rate = jnp.exp(jnp.minimum(rate, 8.0)) if exponential else jax.nn.sigmoid(rate)
-    momentum = log_gate(self.momentum_logits[...])[None, :, None]
+    momentum = log_gate(logits)[None, :, None]
     gates = Gates(rate, log_gate(retention), jnp.broadcast_to(momentum, rate.shape))
     return _Generated(unit_norm(made['k']), unit_norm(made['v']), unit_norm(made['q']), gates)
 

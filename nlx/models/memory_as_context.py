@@ -99,8 +99,8 @@ class MemoryAsContext(nnx.Module):
     """The initial state of the memory, and an empty segment."""
     config = self.config.memory
     shape = (batch_size, 2, config.chunk_size, config.num_heads, config.head_dim)
-    keys, values = (jnp.zeros(shape, config.dtype) for _ in range(2))
-    return MemoryAsContextState(self.memory.init_state(batch_size, max_length), keys, values)
+    zeros = jnp.zeros(shape, config.dtype)
+    return MemoryAsContextState(self.memory.init_state(batch_size, max_length), zeros, zeros)
 
   def __call__(
     self, x: jax.Array, state: MemoryAsContextState, num_valid: jax.Array | None = None

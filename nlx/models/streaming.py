@@ -39,17 +39,17 @@ class Chunk(NamedTuple):
 def init_stream(model, batch_size: int, max_length: int | None) -> StreamState:
   """The state before the first token."""
   carry = model.init_carry(batch_size, max_length)
-  # A copy, so that a state can be given away: no array may be in it twice.
-  live = jax.tree.map(jnp.copy, carry)
   size = model.config.base_chunk
-  return StreamState(
+  state = StreamState(
     levels=model.init_levels(batch_size),
     start=carry,
-    live=live,
+    live=carry,
     buffer=jnp.zeros((batch_size, size), jnp.int32),
     learns=jnp.zeros((batch_size, size), jnp.float32),
     phase=jnp.zeros((), jnp.int32),
   )
+  # What holds an array twice cannot be given away, as `jax.jit` does with what it is to donate.
+  return jax.tree.map(jnp.copy, state)
 
 
 def read_weights(model, states: tuple[PeriodicState, ...]) -> tuple:

@@ -348,7 +348,9 @@ def _unbiased(moment, count, decay, debias):
 
 # Roots are held for a period; their moments are averages already, and there is nothing to gather.
 _NOTHING = levels.Gather(
-  start=lambda level, held: (), add=lambda gathered, held, signal: (), result=lambda gathered: ()
+  start=lambda level, held: (),
+  add=lambda gathered, held, signal: (),
+  result=lambda gathered, weights: (),
 )
 
 

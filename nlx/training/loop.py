@@ -42,7 +42,7 @@ def train(
     state: The state before the first step; its buffers are given away.
     workdir: Receives `checkpoints/`, `metrics.jsonl` and `tensorboard/`; may be in a bucket.
     sharding: How a batch lies over devices; None for the default device.
-    hooks: Called at evaluations and on failure.
+    hooks: Called before the first step, at evaluations and on failure.
     meta: Saved beside every checkpoint, as JSON; the configuration, say.
 
   Returns:
@@ -90,6 +90,8 @@ class _Loop:
         f'`steps` must not be below the {resumed_at} steps of the checkpoint in '
         f'{self.workdir}, got {total}.'
       )
+    if self.hooks.begin is not None:
+      self.hooks.begin()
     with self.progress_bar() as self.bar:
       if resumed_at and self.evaluation_is_due(resumed_at):
         self.evaluate(write=not self.evaluation_is_written())

@@ -38,6 +38,7 @@ class Settings(NamedTuple):
 class Hooks(NamedTuple):
   """What the loop calls without knowing the model."""
 
+  begin: Callable[[], None] | None = None  # Once, before the first step: nothing refused the run.
   sample: Callable[[Params, int], str] | None = None  # At each evaluation: text to show.
   diagnose: Callable[[Params, Any], dict[str, Any]] | None = None  # Batch: level -> [num_chunks]
 

@@ -18,6 +18,7 @@ def test_resume_may_change_how_long_and_how_often(tmp_path):
   common.write_config(lm.get_config('hope-tiny'), tmp_path)
   config = lm.get_config('hope-tiny')
   config.training.steps = 10_000
+  common.check_config(config, tmp_path)
   common.write_config(config, tmp_path)
   assert common.read_config(tmp_path).training.steps == 10_000
 
@@ -26,8 +27,7 @@ def test_resume_may_change_how_the_model_is_computed(tmp_path):
   common.write_config(lm.get_config('hope-tiny'), tmp_path)
   config = lm.get_config('hope-tiny')
   config.model.remat = 'layers'
-  common.write_config(config, tmp_path)
-  assert common.read_config(tmp_path).model.remat == 'layers'
+  common.check_config(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,22 @@ def test_folder_of_another_run_is_an_error(tmp_path, section, key, value, messag
   config = lm.get_config('hope-tiny')
   config[section][key] = value
   with pytest.raises(ValueError, match='holds another run: ' + message):
-    common.write_config(config, tmp_path)
+    common.check_config(config, tmp_path)
 
 
 def test_folder_of_another_model_is_an_error(tmp_path):
   common.write_config(lm.get_config('hope-tiny'), tmp_path)
   with pytest.raises(ValueError, match='holds another run: `model.adaptive` was'):
-    common.write_config(lm.get_config('transformer-tiny'), tmp_path)
+    common.check_config(lm.get_config('transformer-tiny'), tmp_path)
+
+
+@pytest.mark.parametrize('name', ['corpus', 'tokenizer'])
+def test_large_model_needs_a_text_and_a_tokenizer(name):
+  config = lm.get_config('hope-340m')
+  config.data.update(corpus='texts/*.txt', tokenizer='tokenizer.json')
+  config.data[name] = ''
+  with pytest.raises(ValueError, match=f'`data.{name}` must be given for hope-340m'):
+    common.create(config)
 
 
 def test_several_processes_without_a_coordinator_are_an_error():

@@ -44,9 +44,11 @@ def test_mesh_that_is_given_stays():
   assert planning.with_mesh(config, 256) == config
 
 
-def test_vocabulary_is_that_of_the_tokenizer_but_for_large_models():
-  assert planning.find_vocab_size(lm.get_config('hope-tiny')) == 256
-  assert planning.find_vocab_size(lm.get_config('hope-1b')) == 32_000
+def test_vocabulary_is_that_of_the_tokenizer_if_there_is_one():
+  config = lm.get_config('hope-1b')
+  assert planning.find_vocab_size(config) == 32_000
+  config.data.tokenizer = 'bytes'
+  assert planning.find_vocab_size(config) == 256
 
 
 def test_plan_compiles_what_training_does():

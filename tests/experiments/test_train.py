@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 
-from experiments import language_model
+from experiments import common, language_model
 from experiments.configs import lm
 from experiments.reporting import page, provenance, runs
 from nlx import training
@@ -100,6 +101,16 @@ def test_samples_begin_with_the_prompt(finished):
   assert (workdir / 'samples.txt').read_text().startswith('--- step 2\nThe ')
 
 
+def test_model_of_a_run_is_loaded_with_what_it_learned(finished):
+  workdir, _ = finished
+  model, tokenizer = common.load(workdir)
+  text = tokenizer.encode('The import statement combines two operations; it searches for the name')
+  tokens = jnp.asarray(text)[None]
+  loss, count = model.loss(tokens[:, :-1], tokens[:, 1:], jnp.ones((1, len(text) - 1)))
+  fresh = common.create(common.read_config(workdir)).model
+  assert loss < fresh.loss(tokens[:, :-1], tokens[:, 1:], jnp.ones((1, len(text) - 1)))[0]
+
+
 def test_generate_goes_on_in_another_process_as_if_it_had_not_ended(finished, cache, tmp_path):
   """Equal files: of the last token, of all that was learned, and of the choices to come."""
 
@@ -126,11 +137,19 @@ def test_transformer_smoke_learns(results):
   assert summary['val_loss'] < first_loss(workdir)
 
 
-def test_batch_that_does_not_divide_over_devices_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+  ('section', 'name', 'value', 'message'),
+  [
+    ('data', 'batch_size', 3, '`data.batch_size` must be a multiple of .* got 3'),
+    ('sample', 'prompt', '', '`prompt` must hold at least one token'),
+  ],
+)
+def test_run_that_is_refused_leaves_no_configuration(tmp_path, section, name, value, message):
   config = lm.get_config('hope-smoke')
-  config.data.batch_size = 3
-  with pytest.raises(ValueError, match='`data.batch_size` must be a multiple of .* got 3'):
+  config[section][name] = value
+  with pytest.raises(ValueError, match=message):
     language_model.run(config, tmp_path)
+  assert not (tmp_path / 'config.json').exists()
 
 
 # ----- results

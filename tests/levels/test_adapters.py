@@ -157,3 +157,24 @@ def test_from_optax_goes_on_beside_a_sequence_that_saw_nothing(axis):
   still, moved = (np.moveaxis(np.asarray(level.read(s)), axis, 0) for s in (before, after))
   np.testing.assert_array_equal(moved[0], still[0])
   assert (moved[1] != still[1]).all()
+
+
+@pytest.mark.parametrize('batch_axis', [None, 0])
+def test_from_optax_decays_nothing_where_nothing_was_seen(batch_axis):
+  tx = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(1.0))
+  level = levels.from_optax(tx, batch_axis=batch_axis)
+  weight = 0.0 if batch_axis is None else jnp.array([0.0, 1.0])
+  state = level.update(level.init(jnp.ones(2)), levels.Weighted(jnp.zeros(2), weight))
+  assert level.read(state).tolist() == ([1, 1] if batch_axis is None else [1, 0.5])
+
+
+def test_from_optax_sums_gradients_of_half_precision_in_single():
+  level = levels.from_optax(optax.sgd(1.0, momentum=0.9), period=1024)
+  signal = levels.Weighted(jnp.ones((), jnp.bfloat16), 1.0)
+
+  def tick(state, _):
+    return level.update(state, signal), ()
+
+  state = quick_jit(lambda: jax.lax.scan(tick, level.init(signal.total - 1), length=1024)[0])()
+  assert level.read(state).dtype == jnp.bfloat16
+  assert float(level.read(state)) == -1

@@ -203,7 +203,7 @@ def make_recorder(period, size=32):
   gather = levels.Gather(
     start=lambda level, held: jnp.full(period, -1.0),
     add=lambda window, held, signal: jnp.append(window, signal.total)[1:],
-    result=lambda window: window,
+    result=lambda window, weights: window,
   )
   return levels.periodic(inner, period, gather)
 

@@ -124,3 +124,11 @@ def test_nested_restarts_the_faster_level_from_what_the_slower_one_learned():
 def test_nested_gives_every_level_but_the_fastest_the_weights_of_the_next_faster():
   assert levels.nested(('a', 'b')) == ('a', levels.Nested('b', 'a'))
   assert levels.nested(()) == ()
+
+
+def test_nested_weights_of_the_fastest_level_are_an_error():
+  level = levels.from_optax(optax.sgd(0.1))
+  states = (level.init(levels.Nested(jnp.ones(()), jnp.ones(()))),)
+  run = levels.nest((level,), lambda slow, fast, carry, x: (fast[0] * x, 1, carry, ()))
+  with pytest.raises(ValueError, match='the fastest level must have no `Nested` weights'):
+    run((), states, (), jnp.ones(3))

@@ -471,6 +471,8 @@ def test_attention_cache_that_overflows_returns_nan():
   out, _ = call()(inputs(), layer().init_state(BATCH, LENGTH))
   assert jnp.isfinite(out).all()
   first, state = call()(inputs()[:, :6], state)
-  out, _ = call()(inputs()[:, 6:], state)
+  out, state = call()(inputs()[:, 6:], state, 0)
   assert jnp.isfinite(first).all()
+  assert jnp.isnan(out).all()
+  out, _ = call()(inputs()[:, :1], state)  # Nothing was kept, but keys were written over.
   assert jnp.isnan(out).all()

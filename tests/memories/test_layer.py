@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nlx import levels, memories
+from nlx.memories.chunk import running_products
 from tests.compiling import quick_jit
 from tests.memories import problems, reference
 
@@ -274,7 +275,60 @@ def test_layer_forgets_no_digits_after_a_gate_that_shut():
   layer = memories.layer(problems.NETWORKS['mlp'], RULE, chunk_size=64)
   plain = functools.partial(reference.run, layer.memory, chunk_size=64)
   got = quick_jit(functools.partial(problems.run_layer, layer))(*args)
-  problems.assert_close(got, quick_jit(jax.vmap(plain))(*args), tolerance=1e-4)
+  problems.assert_close(got, quick_jit(jax.vmap(plain))(*args), tolerance=1e-5)
+
+
+@pytest.mark.parametrize('num_shut', [1, 100])
+def test_products_of_open_gates_keep_their_digits_after_gates_that_shut(num_shut):
+  logs = np.where(np.arange(256) < num_shut, -15, np.random.default_rng(0).uniform(-0.3, 0, 256))
+  logs = jnp.asarray(logs, jnp.float32)
+  running, between = quick_jit(running_products)(logs)
+  exact = np.cumsum(np.asarray(logs, np.float64))
+  np.testing.assert_allclose(running, np.exp(exact), rtol=0, atol=1e-6)
+  np.testing.assert_allclose(
+    between, np.tril(np.exp(np.tril(exact[:, None] - exact))), rtol=0, atol=1e-6
+  )
+
+
+@pytest.mark.usefixtures('float64')
+def test_products_of_gates_have_the_gradients_of_products():
+  alpha = jnp.asarray(np.random.default_rng(0).uniform(0.1, 1, 6))
+
+  def plain(alpha):
+    products = jnp.cumprod(alpha)
+    return jnp.tril(products[:, None] / products)
+
+  def ours(alpha):
+    return running_products(jnp.log(alpha))[1]
+
+  got, want = (quick_jit(jax.jacrev(function))(alpha) for function in (ours, plain))
+  np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_layer_of_weights_in_half_precision_has_a_state_in_single():
+  weights, keys, values, gates, queries = problems.problem('mlp', LENGTH, dtype='float32')
+  weights = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
+  layer = memories.layer(problems.NETWORKS['mlp'], RULE, CHUNK)
+  run = lambda: problems.run_layer(layer, weights, keys, values, gates, queries)  # noqa: E731
+  assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(run))} == {jnp.dtype('float32')}
+
+
+def test_layer_needs_a_token():
+  weights, *args = problems.problem('mlp', 0, dtype='float32')
+  layer = memories.layer(problems.NETWORKS['mlp'], RULE, CHUNK)
+  with pytest.raises(ValueError, match='`T` must be an integer of at least 1 token, got 0'):
+    problems.run_layer(layer, weights, *args)
+
+
+def test_network_that_applies_a_matrix_twice_is_an_error():
+  twice = memories.Network(
+    shapes=lambda key_dim, value_dim: {'w': (value_dim, key_dim)},
+    apply=lambda linear, x: linear('w', jnp.tanh(linear('w', x))),
+  )
+  weights, *args = problems.problem('mlp', LENGTH, dtype='float32')
+  weights = memories.init_weights(twice, jax.random.key(0), 4, 4, (problems.SEEDS,))
+  with pytest.raises(ValueError, match="must apply each matrix once, and applies 'w' twice"):
+    problems.run_layer(memories.layer(twice, RULE, CHUNK), weights, *args)
 
 
 def test_layer_names_a_wrong_chunk_size():

@@ -57,7 +57,7 @@ def make_layer(**options):
   graph, shapes = nnx.split(nnx.eval_shape(lambda: SelfModifying(config, rngs=nnx.Rngs(0))))
   random = np.random.default_rng(0)
   params = jax.tree.map(lambda x: jnp.asarray(0.4 * random.normal(size=x.shape), x.dtype), shapes)
-  params['gate_biases'][...] += jnp.array([[0.0], [3.0]], config.param_dtype) * jnp.ones((1, HEADS))
+  params['gate_biases'][...] += jnp.full((2, HEADS), jnp.array([[0], [3]]), config.param_dtype)
   return nnx.merge(graph, params)
 
 
@@ -196,8 +196,12 @@ def test_layer_keeps_structure_and_dtypes_of_its_state():
   assert jax.eval_shape(layer.step, token, first)[1] == first
 
 
-def test_layer_memories_are_float32_under_bfloat16():
-  state = jax.eval_shape(lambda: make_layer(dtype=jnp.bfloat16).init_state(BATCH))
+@pytest.mark.parametrize('dtypes', [('dtype',), ('dtype', 'param_dtype')])
+def test_layer_memories_are_float32_under_bfloat16(dtypes):
+  layer = make_layer(**dict.fromkeys(dtypes, jnp.bfloat16))
+  x = jax.ShapeDtypeStruct((BATCH, LENGTH, DIM), jnp.bfloat16)
+  out, state = jax.eval_shape(lambda x: layer(x, layer.init_state(BATCH)), x)
+  assert out.dtype == jnp.bfloat16
   floating = [x for x in jax.tree.leaves((state.roles, state.memory)) if x.ndim]
   assert {x.dtype for x in floating} == {np.dtype('float32')}
 

@@ -23,7 +23,7 @@ CONFIGS = {
     problems.with_cms(ATTENTION, periods=(8, 16, 0), form='nested'), num_layers=1
   ),
   'transformer': models.transformer(**problems.SIZES),
-  'window': models.transformer(**problems.SIZES | {'num_layers': 1}, window=6),
+  'window': models.transformer(**problems.SIZES | {'num_layers': 1}, window=6, num_persistent=2),
 }
 CONFIGS = {name: problems.in_float64(config) for name, config in CONFIGS.items()}
 pytestmark = pytest.mark.usefixtures('float64')

@@ -96,6 +96,7 @@ def test_missing_settings_are_named(cloud):
     ('WORKDIR', '/mnt/my run', 'must end with the name of the run'),
     ('TPU_NAME', 'My_TPU', 'must be small letters'),
     ('HOSTS', 'two', 'must be a whole number'),
+    ('POLL_SECONDS', 'soon', 'must be a number of seconds'),
     ('HOST', '2', 'is no setting'),
     ('SPOT', 'yes', 'must be 0 or 1'),
   ],

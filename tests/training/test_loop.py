@@ -103,8 +103,9 @@ def test_wall_seconds_add_up_over_resumes(tmp_path):
 
 def test_fewer_steps_than_the_checkpoint_are_an_error(tmp_path):
   run(tmp_path)
+  hooks = training.Hooks(begin=lambda: pytest.fail('nothing begins'))
   with pytest.raises(ValueError, match='`steps` must not be below the 20 steps'):
-    run(tmp_path, SETTINGS._replace(steps=10))
+    run(tmp_path, SETTINGS._replace(steps=10), hooks=hooks)
 
 
 def test_setting_out_of_range_is_an_error(tmp_path):

@@ -75,8 +75,8 @@ def test_matrices_do_not_count_the_axis_of_layers():
 @pytest.mark.parametrize('name', ['gate_biases', 'inner_scale', 'inner_offset', 'log_decays', 'b1'])
 def test_matrices_hold_no_vectors_of_several_heads(name):
   model = nnx.Dict({'layer': nnx.Dict({name: nnx.Param(jnp.zeros((2, 3)))})})
-  params = nnx.state(model, nnx.Param)
-  for params in (params, nnx.to_pure_dict(params)):
+  state = nnx.state(model, nnx.Param)
+  for params in (state, nnx.to_pure_dict(state)):
     assert jax.tree.leaves(training.matrices(params)) == [False]
 
 
