@@ -27,8 +27,8 @@ CAPTION = (
   'it had made no error before. It is the mean over seeds, with the `least` and the `greatest`. '
   'The window is of 16 tokens. With one level, all MLPs learn in context every 32 tokens, and HOPE '
   'updates what makes its keys and values as often instead of every 64; without, nothing of HOPE '
-  'learns in context but its memories, and HOPE-Attention is the Transformer++. In the figure: means '
-  'over tasks.'
+  'learns in context but its memories, and HOPE-Attention is the Transformer++. In the figure: '
+  'means over tasks.'
 )
 TASKS = ('single_1', 'single_2', 'single_3', 'multikey_1', 'multiquery', 'multivalue')
 NUM_DIGITS, TEXT_WEIGHT, PARAMETERS = 3, 0.1, 130_000

@@ -13,19 +13,17 @@ from nlx.memories.memory import (
   surprise,
   weights_of,
 )
+from nlx.memories.mirrors import Mirror, kl_retention, lq_retention
 from nlx.memories.mixer import MemoryConfig, MemoryMixer
 from nlx.memories.networks import Network, apply, init_weights, matrix, mlp, normed
 from nlx.memories.objectives import Objective, dot_product, huber, l2, lp
 from nlx.memories.rules import (
   Gates,
-  Mirror,
   Rule,
   delta_rule,
   dgd,
   gradient,
-  kl_retention,
   log_gate,
-  lq_retention,
   mask_gates,
   oja,
   omega,

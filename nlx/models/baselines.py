@@ -14,10 +14,11 @@ import jax
 
 from nlx import core
 from nlx.memories.attention import AttentionConfig
+from nlx.memories.mirrors import lq_retention
 from nlx.memories.mixer import MemoryConfig
 from nlx.memories.networks import matrix, mlp
 from nlx.memories.objectives import dot_product, huber, lp
-from nlx.memories.rules import Rule, delta_rule, gradient, lq_retention, omega
+from nlx.memories.rules import Rule, delta_rule, gradient, omega
 from nlx.memories.rules import oja as oja_rule
 from nlx.memories.selective_scan import SelectiveScanConfig
 from nlx.models.compositions import FeedForwardConfig, GatedConfig, SeriesConfig
