@@ -43,8 +43,13 @@ STUDIES = (
   'orthogonal_tasks',
   'singular_values',
 )
+GPU_STUDIES = ('one_gpu',)
 _NAMES = flags.DEFINE_multi_enum(
-  'name', None, [*STUDIES, 'all'], 'Which studies; those in one call share models.', required=True
+  'name',
+  None,
+  [*STUDIES, 'all'],
+  'Which studies; those in one call share models. All, without a GPU, leaves out what needs one.',
+  required=True,
 )
 _SMOKE = flags.DEFINE_bool('smoke', False, 'Toy sizes; written only where --folder says.')
 _FOLDER = flags.DEFINE_string('folder', None, 'For results and figure, instead of their places.')
@@ -60,7 +65,11 @@ def main(argv: Sequence[str]) -> None:
 
   absl.logging.set_verbosity(absl.logging.WARNING)
   device = f'1 x {jax.devices()[0].device_kind}'
-  for name in STUDIES if 'all' in _NAMES.value else _NAMES.value:
+  names = STUDIES if 'all' in _NAMES.value else _NAMES.value
+  if 'all' in _NAMES.value and jax.default_backend() != 'gpu':
+    names = [name for name in STUDIES if name not in GPU_STUDIES]
+    print(f'Left out, as there is no GPU: {", ".join(GPU_STUDIES)}.', flush=True)
+  for name in names:
     command = f'python -m experiments.study --name={name}' + ' --smoke' * _SMOKE.value
     record = provenance.record(command, device)  # Of the code that runs, though it may change.
     study = importlib.import_module(f'experiments.studies.{name}')

@@ -133,7 +133,8 @@ OPTIONS = {
   'learned_preconditioner': {'decay': 0.9, 'rate': 1e-2},
   'm3': {'slow_period': 16, 'decay': 0.95, 'slow_decay': 0.9, 'slow_weight': 0.5, 'adamw': _ADAMW},
   'momentum': {'decay': 0.9},
-  # Steps per update of the parameters whose path has the text.
+  # Steps per update of the parameters whose path has the text. Others are given as a whole, as in
+  # --config.optimizer.multi_rate.periods="{'cms': 4, 'mixer': 2}".
   'multi_rate': {'periods': {'cms': 4}, 'options': _ADAMW},
   'muon': {'decay': 0.95, 'nesterov': True, 'adamw': _ADAMW},
   'preconditioned_momentum': {'decay': 0.9},

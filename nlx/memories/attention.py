@@ -151,6 +151,10 @@ class Attention(nnx.Module):
 
     Returns:
       Outputs [B, T, D] and the new state.
+
+    Raises:
+      ValueError: If T is 0 or more than a cache of all tokens has room for, or if there is no state
+        for a window.
     """
     core.check_positive('T', x.shape[1], 'token')
     queries, keys, values = self._split(self.projection(x))
@@ -203,6 +207,8 @@ class Attention(nnx.Module):
   def _read_all(self, queries, keys, values, state):
     """Outputs and caches of all tokens; what is not valid is written over before it is seen."""
     start, length = state.length, queries.shape[1]
+    if length > state.keys.shape[1]:
+      raise ValueError(f'`x` has {length} tokens, for a cache of {state.keys.shape[1]}.')
     keys, values = (
       jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=1)
       for cache, new in ((state.keys, keys), (state.values, values))

@@ -55,6 +55,8 @@ def natural_objective(rule: Rule) -> Objective:
 
 def check_rule(rule: Rule, network: Network, objective: Objective) -> None:
   """Raises ValueError if the rule does not apply to the network or to the objective."""
+  if not isinstance(objective, Objective):
+    raise ValueError(f'`objective` must be one such as `l2()`, got {objective!r}.')
   linear = rule.exact or rule.transposed
   added = {
     'momentum': rule.momentum and linear,

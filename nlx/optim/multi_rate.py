@@ -97,7 +97,8 @@ def scale_by_multi_rate(
     An optax transformation.
 
   Raises:
-    ValueError: If a period is smaller than 1 or an expression is malformed.
+    ValueError: If a period is smaller than 1 or an expression is malformed; from `init`, if one is
+      in no path.
 
   Example:
     >>> import nlx
@@ -173,6 +174,16 @@ def _by_period(named, make):
     name = jax.tree_util.keystr(path)
     return next((period for pattern, period in patterns if pattern.search(name)), 1)
 
+  def labels(params):
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern, _ in patterns:
+      if names and not any(map(pattern.search, names)):
+        raise ValueError(
+          f'`periods` has the expression {pattern.pattern!r}, which is in no path of a parameter, '
+          f'as in {names[0]!r}.'
+        )
+    return jax.tree_util.tree_map_with_path(label, params)
+
   periods = {1, *(period for _, period in patterns)}
   groups = {p: make(p) if p == 1 else every(make(p), p) for p in periods}
-  return optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(label, params))
+  return optax.partition(groups, labels)

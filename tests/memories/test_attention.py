@@ -466,6 +466,11 @@ def test_attention_with_a_width_of_its_own_heads_needs_no_multiple():
   assert attention.output.kernel.shape == (12, DIM)
 
 
+def test_attention_names_more_tokens_than_its_cache_has_room_for():
+  with pytest.raises(ValueError, match=f'`x` has {LENGTH} tokens, for a cache of {LENGTH - 1}'):
+    layer()(jnp.asarray(inputs()), layer().init_state(BATCH, LENGTH - 1))
+
+
 def test_attention_cache_that_overflows_returns_nan():
   state = layer().init_state(BATCH, LENGTH - 1)
   out, _ = call()(inputs(), layer().init_state(BATCH, LENGTH))

@@ -313,6 +313,11 @@ def test_layer_of_weights_in_half_precision_has_a_state_in_single():
   assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(run))} == {jnp.dtype('float32')}
 
 
+def test_layer_names_an_objective_that_is_none():
+  with pytest.raises(ValueError, match="`objective` must be one such as `l2\\(\\)`, got 'l2'"):
+    memories.layer(memories.matrix(), RULE, CHUNK, objective='l2')
+
+
 def test_layer_needs_a_token():
   weights, *args = problems.problem('mlp', 0, dtype='float32')
   layer = memories.layer(problems.NETWORKS['mlp'], RULE, CHUNK)

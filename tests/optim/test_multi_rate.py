@@ -76,6 +76,12 @@ def test_first_expression_that_matches_decides():
   assert (trail['slower'][1] != trail['slower'][0]).any()
 
 
+def test_multi_rate_refuses_an_expression_that_names_no_parameter():
+  tx = optim.multi_rate(0.1, {'cms': 2, 'cmz': 4})
+  with pytest.raises(ValueError, match="expression 'cmz', which is in no path .*'cms'"):
+    tx.init({'cms': jnp.ones(2), 'other': jnp.ones(2)})
+
+
 @pytest.mark.parametrize(
   'periods, message',
   [({'a': 0}, r"periods\['a'\].* at least 1"), ({'(': 2}, 'expression')],
