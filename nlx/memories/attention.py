@@ -172,7 +172,9 @@ class Attention(nnx.Module):
         out, keys, values = self._read_window(queries, keys, values, state, kept)
       else:
         out, keys, values = self._read_all(queries, keys, values, state)
-      state = AttentionState(keys, values, self._read(state, x.shape[1], kept), state.seen + kept)
+      state = AttentionState(
+        keys, values, self._num_read(state, x.shape[1], kept), state.seen + kept
+      )
     return self.output(out.reshape((*x.shape[:2], -1))), state
 
   def step(
@@ -197,7 +199,7 @@ class Attention(nnx.Module):
     parts = jnp.split(projected, (own, own + shared), axis=-1)
     return tuple(part.reshape((*part.shape[:-1], -1, config.key_dim)) for part in parts)
 
-  def _read(self, state, length, kept):
+  def _num_read(self, state, length, kept):
     """How many tokens were read; more than a cache of all has room for once it has overflowed."""
     if self.config.window:
       return state.length + kept
