@@ -60,11 +60,12 @@ def test_blocks_of_a_page_run_one_after_another(page):
 def test_blocks_of_the_readme_run(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   config = models.transformer(vocab_size=16, model_dim=8, num_layers=1, num_heads=2)
-  model = models.create(config, rngs=nnx.Rngs(0))
-  interop.save_llama(model, 'folder')
+  interop.save_llama(models.create(config, rngs=nnx.Rngs(0)), 'folder')
   # What the README leaves to the reader.
-  cell = lambda *args: None  # noqa: E731
-  given = {'nlx': resolve('nlx'), 'nnx': nnx, 'optax': optax, 'cell': cell, 'model': model}
+  small = {'vocab_size': 16, 'model_dim': 8, 'num_layers': 1, 'num_heads': 2, 'memory_hidden': 4}
+  hope = models.hope(**small, chunk_size=4, projection_chunk_size=8, cms_periods=(8, 16))
+  given = {'nlx': resolve('nlx'), 'nnx': nnx, 'optax': optax, 'cell': lambda *args: None}
+  given['model'] = models.create(hope, rngs=nnx.Rngs(0))
   run(README, given, SLOW)
 
 

@@ -32,7 +32,7 @@ def get_config(arg: str) -> ml_collections.ConfigDict:
     **{name: config.model[name] for name in ('dtype', 'remat')},
   }
   config.pretrained = str(folder)
-  config.data.tokenizer = str(folder / 'tokenizer.json')
+  config.data.update(corpus='documentation', tokenizer=str(folder / 'tokenizer.json'))
   config.optimizer.learning_rate /= 10
   config.optimizer.warmup_steps //= 10
   config.training.steps //= 10

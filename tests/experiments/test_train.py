@@ -146,6 +146,7 @@ def test_transformer_smoke_learns(results):
 )
 def test_run_that_is_refused_leaves_no_configuration(tmp_path, section, name, value, message):
   config = lm.get_config('hope-smoke')
+  config.data.batch_size = 8  # One sequence for each device.
   config[section][name] = value
   with pytest.raises(ValueError, match=message):
     language_model.run(config, tmp_path)

@@ -296,7 +296,7 @@ def test_products_of_gates_have_the_gradients_of_products():
 
   def plain(alpha):
     products = jnp.cumprod(alpha)
-    return jnp.tril(products[:, None] / products)
+    return jnp.tril(products[:, None] / products[None])
 
   def ours(alpha):
     return running_products(jnp.log(alpha))[1]
