@@ -4,7 +4,8 @@
 #   tpu/resume.sh CONFIG [flags]
 #
 #   tpu/resume.sh experiments/configs/lm.py:hope-340m --config.data.corpus='gs://BUCKET/texts/*.txt' \
-#     --config.data.tokenizer=gs://BUCKET/tokenizer.json --config.mesh.fsdp=8
+#     --config.data.tokenizer=gs://BUCKET/tokenizer.json \
+#     --config.mesh.fsdp=8 --config.training.accumulation=16
 #
 # The arguments are those of run.sh. A TPU that is SUSPENDED, FAILED, PREEMPTED or MISSING is
 # deleted, created and set up again, with the commit that was checked out at the start, and the run

@@ -4,7 +4,8 @@
 #   tpu/run.sh CONFIG [flags]
 #
 #   tpu/run.sh experiments/configs/lm.py:hope-340m --config.data.corpus='gs://BUCKET/texts/*.txt' \
-#     --config.data.tokenizer=gs://BUCKET/tokenizer.json --config.mesh.fsdp=8
+#     --config.data.tokenizer=gs://BUCKET/tokenizer.json \
+#     --config.mesh.fsdp=8 --config.training.accumulation=16
 #
 # The folder of the run is the setting WORKDIR, and its last part is the name of the run. The flags
 # are those of experiments.train, with paths as the hosts see them, or in a bucket.

@@ -88,7 +88,7 @@ def scale_by_shape(factor: float = 0.2) -> optax.GradientTransformation:
 
 
 _HEADS = (['head'], ['lm', 'head'], ['output', 'head'])
-_OTHERS = {'embed', 'embedding', 'embeddings', 'norm', 'scale', 'bias', 'biases', 'conv'}
+_OTHERS = {'embed', 'embedding', 'embeddings', 'norm', 'conv'}
 _VECTORS = {'bias', 'biases', 'scale', 'offset', 'rate', 'decay', 'factor', 'logit', 'skip'}
 
 
