@@ -72,13 +72,13 @@ class Asked(NamedTuple):
 
 # Families, and fields of `lm.py:FAMILY-tiny` that differ.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-  'HOPE-Attention, 1 level': ('hope_attention', short_run.levels(32)),
+  'HOPE, 1 level': ('hope', {'projection_chunk_size': 32, **short_run.levels(32)}),
   'HOPE': ('hope', {}),
+  'HOPE-Attention, 1 level': ('hope_attention', short_run.levels(32)),
   'Titans': ('titans', {}),
   'Gated DeltaNet': ('gated_deltanet', {}),
   'sliding window': ('transformer', {'window': 16}),
   'Transformer++': ('transformer', {}),
-  'HOPE, 1 level': ('hope', {'projection_chunk_size': 32, **short_run.levels(32)}),
 }
 FULL = Sizes(tuple(MODELS))
 SMOKE = Sizes(
