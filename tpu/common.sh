@@ -91,6 +91,8 @@ cloud() {
 # check_arguments CONFIG FLAGS...: of run.sh and resume.sh.
 check_arguments() {
   [[ $# -gt 0 && $1 != -* ]] || die 'CONFIG is missing; --help shows an example.'
+  [[ $1 == /* || -f $HERE/../${1%%:*} ]] \
+    || die "CONFIG: this repository, which the hosts have a copy of, has no file ${1%%:*}."
   [[ " $*" != *' --workdir'* ]] \
     || die "the folder of the run is the setting \`WORKDIR\`, not a flag."
 }

@@ -57,12 +57,15 @@ def missing(backend):
 
 
 class Cloud:
-  """A repository with the scripts, settings for a back end, and a fake gcloud on PATH."""
+  """A repository with scripts and a configuration, settings of a back end, a gcloud on PATH."""
 
   def __init__(self, folder, backend):
     self.folder, self.backend, self.settings = folder, backend, {}
     self.repository, programs = folder / 'repository', folder / 'bin'
     shutil.copytree(SCRIPTS, self.repository / 'tpu', ignore=shutil.ignore_patterns('env'))
+    config = self.repository / CONFIG.partition(':')[0]
+    config.parent.mkdir(parents=True)
+    config.touch()
     programs.mkdir()
     (programs / 'gcloud').write_text(
       f'#!/bin/sh\nexec {sys.executable} -S -E {HERE}/fake_gcloud.py "$@"\n'
