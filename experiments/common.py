@@ -1,6 +1,7 @@
 """What training and generation share: from a configuration to a model, and back from a folder."""
 
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -226,6 +227,21 @@ def fixed(config: dict[str, Any]) -> dict[str, Any]:
   """Returns what of a configuration, as a dict, must stay while a run goes on."""
   model = {name: value for name, value in config['model'].items() if name not in lm.MEANS}
   return {**{key: config.get(key) for key in FIXED}, 'model': model}
+
+
+def identity(config: ml_collections.ConfigDict, params: Any, step: int) -> dict[str, Any]:
+  """Returns, fit for JSON, what tells a trained model from every other.
+
+  Args:
+    config: Of its run.
+    params: Its parameters.
+    step: Of the checkpoint that they are from.
+  """
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
+    digest.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} '.encode())
+    digest.update(leaf.tobytes())
+  return {**fixed(as_dict(config)), 'step': step, 'parameters': digest.hexdigest()[:16]}
 
 
 def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

@@ -4,7 +4,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 from flax import nnx
 
 from experiments import common
@@ -26,11 +25,6 @@ class Request(NamedTuple):
   max_length: int | None = None  # Of a new session.
 
 
-def identity(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:
-  """Returns which model a session belongs to: its run, and the step of its checkpoint."""
-  return {**common.fixed(common.as_dict(config)), 'step': step}
-
-
 def reply(
   language: common.Language,
   params: Any,
@@ -46,7 +40,7 @@ def reply(
     request: What is asked for.
     file: Where the session is kept. If the file exists, it goes on: the prompt follows what was
       written last, and may be empty. A new session that is not kept if None.
-    meta: What a file must have been saved with, see `identity`.
+    meta: What a file must have been saved with, see `common.identity`.
 
   Returns:
     The text that is written, fit for a terminal.

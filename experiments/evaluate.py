@@ -51,7 +51,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of examples, and of texts that are samp
 _ANSWERS = flags.DEFINE_string(
   'answers',
   None,
-  'Folder on the disk where answers are kept; WORKDIR/answers. A step of the run, a commit of the '
+  'Folder on the disk where answers are kept; WORKDIR/answers. A step of a run, a commit of the '
   'code and the settings have answers of their own: remove them if the code changes otherwise.',
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'Results file; WORKDIR/evaluation.json.')
@@ -82,9 +82,8 @@ def main(argv: Sequence[str]) -> None:
     prefix_all=_PREFIX_ALL.value,
     seed=_SEED.value,
   )
-  result = harness_tasks.evaluate(
-    language, params, request, answers / harness_tasks.identity(request, step)
-  )
+  name = harness_tasks.answers_name(request, common.identity(config, params, step))
+  result = harness_tasks.evaluate(language, params, request, answers / name)
   command = shlex.join(['python', '-m', 'experiments.evaluate', *sys.argv[1:]])
   found = {'name': config.name, 'step': step, **harness_tasks.record(command, request), **result}
   output = core.as_path(_OUTPUT.value or workdir / 'evaluation.json')

@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     max_length=_MAX_LENGTH.value,
   )
   file = core.as_path(_SESSION.value) if _SESSION.value else None
-  meta = conversation.identity(config, step)
+  meta = common.identity(config, params, step) if file else None
   print(_PROMPT.value + conversation.reply(language, params, request, file, meta))
 
 

@@ -1,6 +1,7 @@
 """A trained model on the tasks of lm-evaluation-harness, and the table of its scores."""
 
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Collection, Mapping
@@ -140,11 +141,17 @@ def table(name: str, scores: Scores) -> str:
   return tables.markdown([{'model': name, **row, **({} if mean is None else {'average': mean})}])
 
 
-def identity(request: Request, step: int) -> str:
-  """Returns a name for the answers of a run at a step: other commits and settings have others."""
+def answers_name(request: Request, identity: dict[str, Any]) -> str:
+  """Returns a name for the answers of a model: other commits and settings have others.
+
+  Args:
+    request: What is asked for.
+    identity: Of the model, as `common.identity` returns it.
+  """
   fields = ('max_length', 'prefix', 'prefix_all', 'seed')
-  settings = repr([provenance.commit(), *(getattr(request, field) for field in fields)])
-  return f'step-{step}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}'
+  settings = [provenance.commit(), identity, *(getattr(request, field) for field in fields)]
+  digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+  return f'step-{identity["step"]}-{digest.hexdigest()[:8]}'
 
 
 def answers_folder(path: str | os.PathLike) -> pathlib.Path:

@@ -334,6 +334,6 @@ assert np.all(rates_before == np.float32(0.3)) and np.all(np.abs(rates - 0.3) > 
 #   and nested ones. [`load_llama`](../nlx/interop/llama.py) says what it takes.
 # - [How MLPs learn while the model reads](../nlx/cms/in_context.py), and the
 #   [loop over time](../nlx/levels/nest.py) that the gradient passes.
-# - `python -m experiments.train --config=experiments/configs/llama.py:FOLDER
-#   --config.stack.periods='(256, 1024)'` trains a Llama with levels on your text, on one device or
-#   many.
+# - `python -m experiments.train --config=experiments/configs/llama.py:FOLDER --workdir=runs/llama
+#   --config.data.corpus='texts/*.txt' --config.stack.periods='(256, 1024)'` trains a Llama with
+#   levels on your text, on one device or many.

@@ -91,10 +91,13 @@ cloud() {
 # check_arguments CONFIG FLAGS...: of run.sh and resume.sh.
 check_arguments() {
   [[ $# -gt 0 && $1 != -* ]] || die 'CONFIG is missing; --help shows an example.'
-  [[ $1 == /* || -f $HERE/../${1%%:*} ]] \
-    || die "CONFIG: this repository, which the hosts have a copy of, has no file ${1%%:*}."
-  [[ " $*" != *' --workdir'* ]] \
-    || die "the folder of the run is the setting \`WORKDIR\`, not a flag."
+  local commit=${COMMIT:-HEAD} argument
+  for argument in "${@:2}"; do
+    [[ ! $argument =~ ^--?workdir(=|$) ]] \
+      || die "the folder of the run is the setting \`WORKDIR\`, not a flag."
+  done
+  [[ $1 == /* ]] || git -C "$HERE/.." cat-file -e "$commit:${1%%:*}" 2>/dev/null \
+    || die "CONFIG: the commit $commit has no file ${1%%:*}, so that no host would."
 }
 
 # Prints the commit that is checked out; refuses if there is more than that.

@@ -9,8 +9,8 @@
 #
 # The arguments are those of run.sh. A TPU that is SUSPENDED, FAILED, PREEMPTED or MISSING is
 # deleted, created and set up again, with the commit that was checked out at the start, and the run
-# goes on from its last checkpoint. A run that fails or is stopped while its TPU stays up for
-# GRACE_SECONDS is not started again. Ctrl-C ends the watch only.
+# goes on from its last checkpoint. The watch ends if a run has failed or was stopped, or a host
+# does not answer, while the TPU stays up for GRACE_SECONDS. Ctrl-C ends the watch only.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -61,6 +61,7 @@ while true; do
     ready,running) trouble='' gone='' ;;
     ready,none) start "$@" || in_trouble "the run $RUN cannot be started" ;;
     ready,failed | ready,lost | ready,stopped) in_trouble "the run $RUN is $run" ;;
+    ready,unknown) in_trouble "not all $HOSTS hosts answer" ;;
     gone,)
       trouble=''
       bring_back

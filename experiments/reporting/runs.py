@@ -21,7 +21,7 @@ RATE_FIELDS = ('learning_rate', 'val_bits_per_byte')
 _CAPTION = (
   'Bits per byte on the held-out text of `lm.py:hope-{size}` and `lm.py:transformer-{size}`, '
   'trained on equal batches of equal tokens, each at the best of its learning rates below, or '
-  'within 0.002 bits of it. Speed is of training alone; wall time adds compilation, evaluation and '
+  'within 0.003 bits of it. Speed is of training alone; wall time adds compilation, evaluation and '
   'checkpoints.'
 )
 _RATE_CAPTION = 'The same models and tokens at other peak learning rates, seed 0.'

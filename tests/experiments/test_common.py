@@ -52,6 +52,24 @@ def test_folder_of_another_model_is_an_error(tmp_path):
     common.check_config(lm.get_config('transformer-tiny'), tmp_path)
 
 
+def test_identity_of_a_model_is_its_run_its_step_and_its_parameters():
+  config, params = (
+    lm.get_config('hope-tiny'),
+    {'a': jnp.arange(3.0), 'b': jnp.ones(2, jnp.bfloat16)},
+  )
+  found = common.identity(config, params, 4)
+  assert found == common.identity(lm.get_config('hope-tiny'), jax.tree.map(jnp.copy, params), 4)
+  others = [
+    common.identity(config, params, 5),
+    common.identity(lm.get_config('hope-smoke'), params, 4),
+    common.identity(config, {**params, 'a': params['a'].at[2].set(7)}, 4),
+    common.identity(config, {'a': params['b'], 'b': params['a']}, 4),
+    common.identity(config, jax.tree.map(lambda x: x.reshape((-1, 1)), params), 4),
+  ]
+  assert found not in others
+  assert found['data']['tokenizer'] == 'bytes' and found['step'] == 4
+
+
 @pytest.mark.parametrize('name', ['corpus', 'tokenizer'])
 def test_large_model_needs_a_text_and_a_tokenizer(name):
   config = lm.get_config('hope-340m')

@@ -107,11 +107,3 @@ def test_conversation_that_cannot_go_on_is_left_as_it_is(tmp_path, options, mess
   with pytest.raises(ValueError, match=message):
     reply(tmp_path / 'session', **options)
   assert (tmp_path / 'session').read_bytes() == before
-
-
-def test_identity_of_a_model_is_its_run_and_the_step_of_its_checkpoint():
-  first, second = (lm.get_config(name) for name in ('hope-tiny', 'hope-smoke'))
-  assert conversation.identity(first, 4) == conversation.identity(lm.get_config('hope-tiny'), 4)
-  assert conversation.identity(first, 4) != conversation.identity(first, 5)
-  assert conversation.identity(first, 4) != conversation.identity(second, 4)
-  assert conversation.identity(first, 4)['data']['tokenizer'] == 'bytes'

@@ -222,20 +222,21 @@ def test_average_is_of_the_accuracies_of_the_paper():
 
 
 def test_answers_of_other_models_and_settings_are_kept_apart(monkeypatch):
-  request = harness_tasks.Request(('piqa',))
+  request, model = harness_tasks.Request(('piqa',)), {'step': 10, 'parameters': 'a'}
   names = [
-    harness_tasks.identity(request, 10),
-    harness_tasks.identity(request, 20),
-    harness_tasks.identity(request._replace(max_length=64), 10),
-    harness_tasks.identity(request._replace(prefix=' '), 10),
-    harness_tasks.identity(request._replace(prefix_all=True), 10),
-    harness_tasks.identity(request._replace(seed=1), 10),
+    harness_tasks.answers_name(request, model),
+    harness_tasks.answers_name(request, {**model, 'step': 20}),
+    harness_tasks.answers_name(request, {**model, 'parameters': 'b'}),
+    harness_tasks.answers_name(request._replace(max_length=64), model),
+    harness_tasks.answers_name(request._replace(prefix=' '), model),
+    harness_tasks.answers_name(request._replace(prefix_all=True), model),
+    harness_tasks.answers_name(request._replace(seed=1), model),
   ]
   assert len(set(names)) == len(names)
   same = request._replace(tasks=('boolq',), batch_size=2, limit=3)
-  assert harness_tasks.identity(same, 10) == names[0]
+  assert harness_tasks.answers_name(same, model) == names[0]
   monkeypatch.setattr(harness_tasks.provenance, 'commit', lambda: 'another')
-  assert harness_tasks.identity(request, 10) != names[0]
+  assert harness_tasks.answers_name(request, model) != names[0]
 
 
 def test_answers_are_kept_on_the_disk(tmp_path):

@@ -13,6 +13,19 @@ def test_resume_does_not_start_again_what_ended_by_itself(cloud, state):
   assert not cloud.kinds()
 
 
+def test_resume_does_not_watch_hosts_that_do_not_answer(tpu):
+  tpu.answer_as(up=True, **{STATE: ['nlx host-0 running']})
+  text = tpu.run('resume', CONFIG, code=1)
+  assert 'not all 2 hosts answer, and nlx-test is up. It costs until tpu/delete.sh' in text
+  assert not tpu.kinds()
+
+
+def test_resume_waits_for_a_host_that_does_not_answer_for_a_while(tpu):
+  answers = ['nlx host-0 running', tpu.hosts_say('running'), tpu.hosts_say('done')]
+  tpu.answer_as(up=True, **{STATE: answers})
+  assert 'is done' in tpu.run('resume', CONFIG, GRACE_SECONDS='60')
+
+
 def test_resume_brings_back_a_run_that_failed_as_its_tpu_went(tpu):
   """The other hosts of a preempted one fail first."""
   tpu.answer_as(up=True, **{STATE: ['nlx host-0 failed 1\nnlx host-1 stopped']})
