@@ -51,6 +51,8 @@ def join(config: ml_collections.ConfigDict) -> None:
   options['coordinator'] = options['coordinator'] or None
   if options['count'] == 0:
     parallel.start_processes(heartbeat_timeout=options['heartbeat_timeout'])
+  elif options['count'] < 0:
+    raise ValueError(f'`processes.count` must be at least 0, got {options["count"]}.')
   elif options['count'] > 1 or options['coordinator']:
     parallel.start_processes(**options)
 
@@ -253,8 +255,10 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
   path = workdir / 'config.json'
   if not path.exists():
     return
-  old = json.loads(path.read_bytes())
-  difference = core.first_difference(fixed(old), fixed(as_dict(config)))
+  old, new = fixed(json.loads(path.read_bytes())), fixed(as_dict(config))
+  if not all(one['data'].get('digest') for one in (old, new)):
+    old['data']['digest'] = new['data']['digest'] = ''  # One of the texts was not read yet.
+  difference = core.first_difference(old, new)
   if difference:
     raise ValueError(
       f'`workdir` {str(workdir)!r} holds another run: {difference}. Use another folder, or the '

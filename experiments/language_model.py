@@ -30,7 +30,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   mesh = make_mesh(config)
   language = common.create(config)
   corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
-  task = make_task(config, language, corpus)
+  config = with_digest(config, corpus)
+  common.check_config(config, workdir)
+  task = make_task(config, language, corpus, parallel.batch_part(mesh))
   params = pretrained.first_params(config, language, workdir)
   key = jax.random.key(config.seed)
   hooks = make_hooks(config, language, key)
@@ -50,6 +52,24 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   if jax.process_index() == 0:
     report.write(summary, language, workdir)
   return summary
+
+
+def with_digest(
+  config: ml_collections.ConfigDict, corpus: data.Corpus
+) -> ml_collections.ConfigDict:
+  """Returns the configuration with the digest of its text.
+
+  Raises:
+    ValueError: If it has that of another text.
+  """
+  if config.data.digest not in ('', corpus.digest):
+    raise ValueError(
+      f'`data.digest` is {config.data.digest!r}, but that of {config.data.corpus!r} is '
+      f'{corpus.digest!r}: the text is another one.'
+    )
+  config = ml_collections.ConfigDict(config)
+  config.data.digest = corpus.digest
+  return config
 
 
 def make_mesh(
@@ -79,14 +99,17 @@ def init_state(
 
 
 def make_task(
-  config: ml_collections.ConfigDict, language: common.Language, corpus: data.Corpus
+  config: ml_collections.ConfigDict,
+  language: common.Language,
+  corpus: data.Corpus,
+  part: tuple[int, int] = (0, 1),
 ) -> training.Task:
-  """Returns what is learned, and from what."""
+  """Returns what is learned, and from what; `part` of each batch, see `parallel.batch_part`."""
   batches = {
     'seq_len': config.data.seq_len,
     'batch_size': config.data.batch_size,
-    'process_index': jax.process_index(),
-    'process_count': jax.process_count(),
+    'process_index': part[0],
+    'process_count': part[1],
   }
   tx, schedule = make_optimizer(config)
   return training.Task(

@@ -162,6 +162,7 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     # Or python_source, a text file, a glob pattern; to be given where empty.
     'corpus': '' if size in LARGE else 'documentation',
     'max_bytes': config_dict.placeholder(int),
+    'digest': '',  # Of the text, as a run notes it; if given, another text is refused.
     'tokenizer': '' if size in LARGE else 'bytes',  # Or a `tokenizers` JSON file.
     'seq_len': seq_len,
     'batch_size': batch_size,

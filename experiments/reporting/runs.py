@@ -140,6 +140,7 @@ def _effective(config: dict[str, Any]) -> dict[str, Any]:
   others = [key for key in others if key != optimizer['name']]
   return {
     **config,
+    'data': {k: v for k, v in config['data'].items() if k != 'digest'},  # Known once it has run.
     'model': {k: v for k, v in config['model'].items() if k not in lm.MEANS},
     'optimizer': {k: v for k, v in optimizer.items() if k not in others},
   }

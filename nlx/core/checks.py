@@ -1,11 +1,12 @@
 """Checks of arguments that a caller gets wrong; each names the argument, the rule and the value."""
 
+import numbers
 from collections.abc import Collection
 
 
 def check_positive(name: str, value: int, unit: str = '') -> None:
   """Raises ValueError unless `value` is an integer of at least 1 `unit`."""
-  if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
     at_least = f'at least 1 {unit}'.strip()
     raise ValueError(f'`{name}` must be an integer of {at_least}, got {value!r}.')
 

@@ -76,7 +76,8 @@ def load_text(corpus: str, max_bytes: int | None = None) -> bytes:
   Args:
     corpus: A name in `CORPORA`, the path of a text file, or a glob pattern (`**` descends); the
       files of a pattern are joined by newlines in the order of their paths. All may be in buckets.
-    max_bytes: Bytes to keep from the beginning, at least 1; None keeps all.
+    max_bytes: Bytes to keep from the beginning, at least 1, and those that complete the last
+      character; None keeps all.
 
   Returns:
     The text, cut between two characters if `max_bytes` is given.

@@ -79,7 +79,8 @@ def train_batches(
     seed: Decides order and offsets.
     sampling: `'epochs'` or `'random'`.
     process_index: This process; it receives every `process_count`-th sequence.
-    process_count: Number of processes that share each batch.
+    process_count: Number of processes that share each batch; for both see
+      `nlx.parallel.batch_part`.
 
   Returns:
     An iterator over {tokens, targets, mask}, each [B / process_count, T]. `get_state()` is a
@@ -94,6 +95,8 @@ def train_batches(
       f'The training text must hold at least `seq_len` + 1 = {seq_len + 1} tokens, '
       f'got {len(tokens)}; use a longer corpus or a smaller `seq_len`.'
     )
+  if seed < 0:
+    raise ValueError(f'`seed` must be at least 0, got {seed}.')
   if sampling not in ('epochs', 'random'):
     raise ValueError(f"`sampling` must be 'epochs' or 'random', got {sampling!r}.")
   begins = _epochs if sampling == 'epochs' else _anywhere
@@ -152,7 +155,7 @@ def validation_batches(
 def _epochs(num_targets: int, seq_len: int, seed: int) -> grain.MapDataset:
   """Returns where windows begin: shuffled, disjoint within an epoch, with an offset per epoch."""
   count = max(1, num_targets // seq_len - 1)
-  slack = min(seq_len, num_targets - count * seq_len + 1)
+  slack = num_targets - count * seq_len + 1  # The last window may end with the text.
 
   def begin(index: int, window: int) -> int:
     offset = np.random.default_rng((seed, index // count)).integers(slack)

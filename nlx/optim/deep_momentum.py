@@ -88,7 +88,7 @@ def scale_by_deep_momentum(
 
     def step(weight, x, error):
       proximal = rate / (1 + rate * _mean_square(x))
-      return decay * weight - proximal / rows.shape[-2] * core.matmul(error.mT, x)
+      return decay * weight - proximal / max(rows.shape[-2], 1) * core.matmul(error.mT, x)
 
     return {name: step(learned[name], inputs[name], errors[name]) for name in learned}
 
@@ -146,7 +146,7 @@ def _unit_rows(leaf):
   """The rows [..., M, N] of a gradient, divided by their mean norm."""
   rows = leaves.as_matrix(leaf)
   norms = core.matrix_norm(rows[..., None, :])
-  return _divide(rows, jnp.mean(norms, axis=-3))
+  return _divide(rows, _mean(norms, axis=-3))
 
 
 def _unit_scale(answers):
@@ -161,7 +161,12 @@ def _divide(x, scale):
 
 def _mean_square(x):
   """mean_i ||x_i||^2 of rows [..., M, N], as [..., 1, 1]."""
-  return jnp.mean(jnp.sum(jnp.square(x), axis=-1, keepdims=True), axis=-2, keepdims=True)
+  return _mean(jnp.sum(jnp.square(x), axis=-1, keepdims=True), axis=-2)[..., None, :]
+
+
+def _mean(x, axis):
+  """The mean over an axis, 0 where it is empty."""
+  return jnp.sum(x, axis) / max(x.shape[axis], 1)
 
 
 def deep_momentum(

@@ -42,14 +42,15 @@ def capture(weight: jax.Array) -> Captured:
 def dense(x: jax.Array, captured: Captured, weights: jax.Array | None = None) -> jax.Array:
   """The product x W, whose gradient for `moment` is the mean of x x^T, whatever the loss.
 
-  Gradients of x and W are the usual ones. The mean is over all leading axes of x. A `jax.vmap` over
-  data with one shared kernel would add the means up instead, so give `dense` the whole batch.
+  Gradients of x and W are the usual ones. The mean, a weighted one, is over all leading axes of x.
+  A `jax.vmap` over data with one shared kernel would add the means up instead, so give `dense` the
+  whole batch.
   Reverse mode works to any order; forward mode through `dense` itself does not (a `custom_vjp`).
 
   Args:
     x: [..., in].
     captured: Of a kernel [in, out].
-    weights: [...], factors of the x x^T, such as 0 for those that are padding; 1 if None.
+    weights: [...], of the x x^T in the mean, such as 0 for those that are padding; equal if None.
 
   Returns:
     [..., out].
@@ -80,8 +81,9 @@ def _dense_backward(residuals, cotangent):
   backward, x, moment, weights = residuals
   x_gradient, weight_gradient = backward(cotangent)
   rows = x.reshape(-1, x.shape[-1]).astype(moment.dtype)
-  weighted = weights.reshape(-1, 1).astype(moment.dtype) * rows
-  moment_gradient = weighted.T @ rows / len(rows)
+  shares = weights.reshape(-1, 1).astype(moment.dtype)
+  shares /= jnp.maximum(jnp.sum(shares), jnp.finfo(shares.dtype).tiny)
+  moment_gradient = (shares * rows).T @ rows
   return x_gradient, Captured(weight_gradient, moment_gradient), jnp.zeros_like(weights)
 
 

@@ -1,6 +1,7 @@
 """Multi-scale momentum Muon: orthogonalised momenta at several update frequencies."""
 
 import functools
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ def scale_by_m3(
     leaves.check_not_negative(name, value)
   kind = _kind_of_second_moment(second_moment, literal)
   orthogonalize = orthogonalize or newton_schulz
-  periods = (slow_period,) if isinstance(slow_period, int) else tuple(slow_period)
+  periods = (slow_period,) if isinstance(slow_period, numbers.Integral) else tuple(slow_period)
   for period in periods:
     core.check_positive('slow_period', period, 'step')
 

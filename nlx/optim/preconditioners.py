@@ -248,6 +248,9 @@ def learned(
   sides it keeps P symmetric and positive, so that P g goes downhill. rate' is `rate` while the norm
   b of h h^T is small. For large b it is 2 (1 - (1 + 2 rate b)^(-1/4)) / b, with which no step
   overshoots, and P shrinks at once as that of RMSProp does: by sqrt(2 rate b) where b is largest.
+  The noise of these steps, which comes from the largest gradients, limits how far P evens out
+  scales: directions in which gradients are smaller than the largest by more than about `rate` are
+  scaled up less than whitening would.
 
   Args:
     rate: Of the steps of P; at most 1 without an objective.

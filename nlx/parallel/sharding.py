@@ -11,6 +11,7 @@ its paths end as theirs do and the same rules serve it.
     state, metrics = step(state, batch)
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -91,6 +92,36 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The sharding that divides the leading axis, that of sequences, over `data` and `fsdp`."""
   return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def batch_part(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+  """Which part of every batch a process reads, and how many parts there are.
+
+  There is one for each process, but where an axis that divides no sequences, such as `model`, spans
+  several: their devices hold the same sequences, and they read the same part.
+
+  Args:
+    mesh: As `make_mesh` makes it.
+    process: Its index; that of this one if None.
+
+  Returns:
+    What `nlx.data.train_batches` takes as `process_index` and `process_count`.
+
+  Raises:
+    ValueError: If two processes have some sequences in common, and others not.
+  """
+  shares = math.prod(mesh.shape[axis] for axis in BATCH)
+  held: dict[int, set[int]] = {}
+  for device, (rows,) in batch_sharding(mesh).devices_indices_map((shares,)).items():
+    held.setdefault(device.process_index, set()).update(range(*rows.indices(shares)))
+  parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+  if any(len(part) * len(parts) != shares for part in parts):
+    raise ValueError(
+      f'`mesh` {dict(mesh.shape)} must give the devices of any two processes the same shares of a '
+      f'batch, or none in common; got {parts} of {shares}.'
+    )
+  own = held[jax.process_index() if process is None else process]
+  return parts.index(tuple(sorted(own))), len(parts)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -86,6 +86,8 @@ class Checkpoints:
       for broken in self._unreadable:
         self._manager.delete(broken)
       self._unreadable = {}
+      if step in self.steps():
+        raise FileExistsError(f'there is a checkpoint of step {step} already')
       self._manager.save(step, args=args, force=True)
     except Exception as error:
       raise self._failure(error) from error
@@ -106,7 +108,7 @@ class Checkpoints:
     """Restores the latest checkpoint that can be read.
 
     Args:
-      like: A state of the expected structure; its leaves say shapes, dtypes and shardings.
+      like: A state of the expected structure; its arrays say shapes, dtypes and shardings.
 
     Returns:
       What it held, or None if there is no checkpoint.
@@ -126,7 +128,8 @@ class Checkpoints:
     """Restores only the parameters of the latest checkpoint that can be read.
 
     Args:
-      like: A tree of the expected structure; its leaves say shapes, dtypes and shardings.
+      like: A tree of the expected structure; its arrays, or their shapes, say shapes, dtypes and
+        shardings.
 
     Returns:
       The parameters.
@@ -192,9 +195,10 @@ class Checkpoints:
     }
 
   def _failure(self, error: Exception) -> CheckpointError:
+    question = '' if isinstance(error, FileExistsError) else '; is the disk full?'
     return CheckpointError(
-      f'A checkpoint could not be written to {self._folder}; is the disk full? Complete '
-      f'checkpoints: {self.steps()}. {type(error).__name__}: {error}'
+      f'A checkpoint could not be written to {self._folder}{question} Complete checkpoints: '
+      f'{self.steps()}. {type(error).__name__}: {error}'
     )
 
 

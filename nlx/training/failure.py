@@ -65,10 +65,29 @@ def non_finite_error(
     where = 'at an unknown level (no diagnosis is available)'
   else:
     where = f'but the states of all levels ({", ".join(sizes)}) are finite'
-  kept = f'The checkpoint of step {last_good} is kept' if last_good else 'There is no checkpoint'
   return NonFiniteError(
     f'Step {step} is not finite (loss {loss:g}, gradient norm {grad_norm:g}, update norm '
-    f'{update_norm:g}), {where}. {kept}; a smaller learning rate or stronger clipping often helps.',
+    f'{update_norm:g}), {where}. {_advice(last_good)}',
     step=step,
     level=found[0] if found else None,
   )
+
+
+def non_finite_validation(step: int, loss: float, last_good: int) -> NonFiniteError:
+  """Returns the error of a validation loss that is not finite, where training losses were.
+
+  Args:
+    step: The step, counted from 1, after which it was measured.
+    loss: The loss.
+    last_good: Step of the last checkpoint, 0 if there is none.
+  """
+  return NonFiniteError(
+    f'The validation loss after step {step} is not finite ({loss:g}). {_advice(last_good)}',
+    step=step,
+    level=None,
+  )
+
+
+def _advice(last_good):
+  kept = f'The checkpoint of step {last_good} is kept' if last_good else 'There is no checkpoint'
+  return f'{kept}; a smaller learning rate or stronger clipping often helps.'

@@ -1,5 +1,6 @@
 """The training loop: progress, evaluation, checkpoints and exact resume."""
 
+import math
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from nlx import core
 from nlx.core import checks
 from nlx.training import step as steps
 from nlx.training.checkpoint import Checkpoints
-from nlx.training.failure import non_finite_error
+from nlx.training.failure import non_finite_error, non_finite_validation
 from nlx.training.metrics import MetricsWriter, read_metrics
 from nlx.training.preemption import Preempted, Watch
 from nlx.training.step import Batch, Metrics, TrainState
@@ -52,7 +53,8 @@ def train(
 
   Raises:
     CheckpointError: If a checkpoint cannot be written or read.
-    NonFiniteError: If the loss or its gradient is not finite; says the step and the level.
+    NonFiniteError: If a loss, its gradient or the update is not finite; says the step and the
+      level. Nothing of it is saved.
     Preempted: If SIGTERM told the run to end; it has saved, and the same call goes on.
     ValueError: If a setting is out of range, or a checkpoint has other shapes than `state`.
   """
@@ -105,7 +107,7 @@ class _Loop:
           self.evaluate()
         if step % self.settings.checkpoint_every == 0 and step < total:
           self.save()
-      val_loss = self.evaluate(write=resumed_at < total)
+      val_loss = self.evaluate(write=resumed_at < total or not self.evaluation_is_written())
       if resumed_at < total:
         self.save()
       self.checkpoints.wait()
@@ -177,9 +179,13 @@ class _Loop:
           row['loss'],
           row['grad_norm'],
           row['update_norm'],
-          diagnose(self.state.params, batch) if diagnose else None,
-          last_good=max(self.checkpoints.steps(), default=0),
+          diagnose(self.state.params, self.place(batch)) if diagnose else None,
+          self.last_good(),
         )
+
+  def last_good(self) -> int:
+    """The step of the last checkpoint, 0 if there is none."""
+    return max(self.checkpoints.steps(), default=0)
 
   def log(self) -> None:
     """Writes and shows the numbers of the last step."""
@@ -220,6 +226,9 @@ class _Loop:
     """Measures the loss on the whole validation text, shows a sample and returns the loss."""
     self.synchronise()
     loss, _ = steps.evaluate(self.eval, self.state.params, map(self.place, self.task.validation))
+    if not math.isfinite(loss):
+      self.checkpoints.wait()
+      raise non_finite_validation(self.progress.step, loss, self.last_good())
     bits = bits_per_byte(loss, self.task.validation_bytes_per_token)
     row: dict[str, Any] = {
       'val_loss': loss,

@@ -129,28 +129,29 @@ def evaluate(eval_step: LossFn, params: Params, batches: Iterable[Batch]) -> tup
 
 def _mean_gradient(loss_fn: LossFn, params: Params, batch: Batch, accumulation: int):
   """Returns the mean loss, the number of tokens and the gradient of the mean."""
-  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def sums_of(params, batch):
+    (loss_sum, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+    scaled = lambda grad: (  # noqa: E731  # A moment is a mean already, whatever the loss.
+      grad._replace(moment=grad.moment * count) if optim.is_captured(grad) else grad
+    )
+    return loss_sum, count, jax.tree.map(scaled, grads, is_leaf=optim.is_captured)
+
   if accumulation == 1:
-    (loss_sum, count), grads = gradient(params, batch)
+    loss_sum, count, grads = sums_of(params, batch)
   else:
 
     def add(sums, microbatch):
-      return jax.tree.map(jnp.add, sums, gradient(params, microbatch)), None
+      return jax.tree.map(jnp.add, sums, sums_of(params, microbatch)), None
 
     microbatches = jax.tree.map(lambda leaf: _divide(leaf, accumulation), batch)
     zeros = jax.tree.map(
       lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-      jax.eval_shape(gradient, params, jax.tree.map(lambda leaf: leaf[0], microbatches)),
+      jax.eval_shape(sums_of, params, jax.tree.map(lambda leaf: leaf[0], microbatches)),
     )
-    ((loss_sum, count), grads), _ = jax.lax.scan(add, zeros, microbatches)
+    (loss_sum, count, grads), _ = jax.lax.scan(add, zeros, microbatches)
   scale = 1 / jnp.maximum(count, 1).astype(jnp.float32)
-
-  def mean(grad):
-    if optim.is_captured(grad):  # Its moment is a mean already, whatever the loss.
-      return optim.Captured(grad.weight * scale, grad.moment / accumulation)
-    return grad * scale
-
-  return loss_sum * scale, count, jax.tree.map(mean, grads, is_leaf=optim.is_captured)
+  return loss_sum * scale, count, jax.tree.map(lambda grad: grad * scale, grads)
 
 
 def _divide(leaf: jax.Array, parts: int) -> jax.Array:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from nlx import core
@@ -10,8 +11,9 @@ def test_check_positive_names_argument_rule_unit_and_value(value):
     core.check_positive('period', value, 'tick')
 
 
-def test_check_positive_lets_one_pass():
-  core.check_positive('period', 1)
+@pytest.mark.parametrize('value', [1, np.int64(1)])
+def test_check_positive_lets_one_pass(value):
+  core.check_positive('period', value)
 
 
 def test_check_divides_names_both_arguments_and_values():

@@ -63,6 +63,13 @@ def test_epochs_begin_at_different_offsets():
   assert len(set(firsts)) > 4
 
 
+@pytest.mark.parametrize('length', [17, 33, 49, 64, 1000])
+def test_epochs_reach_every_token(length):
+  tokens = np.arange(length)
+  found = itertools.islice(batches(tokens, batch_size=1), 200 * max(1, length // 16))
+  assert {0, *np.concatenate([batch['targets'].ravel() for batch in found])} == set(tokens)
+
+
 def test_random_windows_reach_both_ends():
   begins = np.concatenate(take(batches(np.arange(20), sampling='random', batch_size=8), 20))[:, 0]
   assert (begins.min(), begins.max()) == (0, 3)
@@ -161,6 +168,7 @@ def test_nothing_to_validate_is_an_error():
     ({'batch_size': 3, 'process_count': 2}, '`batch_size`.*multiple of the 2 processes, got 3'),
     ({'process_index': 2, 'process_count': 2}, '`process_index`.*got 2 of 2'),
     ({'sampling': 'all'}, "`sampling`.*got 'all'"),
+    ({'seed': -1}, '`seed` must be at least 0, got -1'),
   ],
 )
 def test_argument_out_of_range_is_an_error(changes, message):

@@ -30,6 +30,19 @@ def test_resume_may_change_how_the_model_is_computed(tmp_path):
   common.check_config(config, tmp_path)
 
 
+def test_folder_of_another_text_is_an_error(tmp_path):
+  config = lm.get_config('hope-tiny')
+  config.data.digest = 'a' * 12
+  common.write_config(config, tmp_path)
+  common.check_config(config, tmp_path)
+  common.check_config(lm.get_config('hope-tiny'), tmp_path)  # Before the text is read.
+  config.data.digest = 'b' * 12
+  with pytest.raises(
+    ValueError, match="holds another run: `data.digest` was 'a*', but is 'b*' here"
+  ):
+    common.check_config(config, tmp_path)
+
+
 @pytest.mark.parametrize(
   ('section', 'key', 'value', 'message'),
   [
@@ -83,6 +96,13 @@ def test_several_processes_without_a_coordinator_are_an_error():
   config = lm.get_config('hope-tiny')
   config.processes.count = 2
   with pytest.raises(ValueError, match='must be given together, .* got 2, 0 and None'):
+    common.join(config)
+
+
+def test_negative_number_of_processes_is_an_error():
+  config = lm.get_config('hope-smoke')
+  config.processes.count = -1
+  with pytest.raises(ValueError, match='`processes.count` must be at least 0, got -1'):
     common.join(config)
 
 

@@ -142,6 +142,7 @@ def test_transformer_smoke_learns(results):
   [
     ('data', 'batch_size', 3, '`data.batch_size` must be a multiple of .* got 3'),
     ('sample', 'prompt', '', '`prompt` must hold at least one token'),
+    ('data', 'digest', 'another', "`data.digest` is 'another', but that of 'documentation' is"),
   ],
 )
 def test_run_that_is_refused_leaves_no_configuration(tmp_path, section, name, value, message):

@@ -195,6 +195,12 @@ def test_deep_momentum_keeps_a_float32_state_of_bfloat16_gradients():
   assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype('float32')}
 
 
+def test_deep_momentum_of_a_leaf_without_rows_stays_finite():
+  tx, params = scale_by_deep_momentum(4), {'empty': jnp.zeros((0, 4)), 'w': jnp.ones((2, 4))}
+  _, state = tx.update(params, tx.init(params))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
 def test_deep_momentum_takes_injected_numbers():
   static = ('hidden', 'seed')
   tx = optax.inject_hyperparams(deep_momentum, static)(0.1, hidden=4, decay=0.8, rate=0.5)

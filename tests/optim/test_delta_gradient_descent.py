@@ -73,6 +73,20 @@ def test_gradient_of_the_moment_is_the_mean_over_leading_axes(leading):
   np.testing.assert_allclose(moment, rows.T @ rows / len(rows), rtol=1e-12)
 
 
+@pytest.mark.usefixtures('float64')
+def test_gradient_of_the_moment_is_a_weighted_mean():
+  x, target, weight = data((2, 3))
+  weights = jnp.array([[1.0, 0.0, 3.0], [0.0, 0.5, 0.0]])
+
+  def moment(weights):
+    loss = lambda kernel: mean_loss(dense(x, kernel, weights), target)  # noqa: E731
+    return jax.grad(loss)(capture(weight)).moment
+
+  expected = np.einsum('bt,bti,btj->ij', weights, x, x) / 4.5
+  np.testing.assert_allclose(moment(weights), expected, rtol=1e-12)
+  assert not np.any(moment(jnp.zeros((2, 3))))
+
+
 def test_dense_under_vmap_is_a_batch_of_layers():
   x, target, _ = data((2, 5))
   kernels = capture(jax.random.normal(jax.random.key(1), (2, 4, 3)))

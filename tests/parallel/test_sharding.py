@@ -1,5 +1,6 @@
 """Where parameters, optimizer states and batches lie, and what devices then say to each other."""
 
+import dataclasses
 import functools
 import re
 
@@ -52,6 +53,38 @@ def test_spec_names_the_axes_of_the_mesh(path, shape, expected):
 def test_spec_names_only_axes_that_the_mesh_has():
   alone = jax.make_mesh((2,), ('fsdp',))
   assert parallel.spec('embedding', (256, 128), alone) == P(None, 'fsdp')
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """As far as a mesh looks at it."""
+
+  id: int
+  process_index: int
+  platform: str = 'cpu'
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'hosts', 'expected'),
+  [
+    ((4, 2, 1), 4, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    ((4, 1, 2), 4, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    ((1, 2, 4), 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ((1, 1, 8), 4, [(0, 1)] * 4),
+    ((8, 1, 1), 1, [(0, 1)]),
+  ],
+)
+def test_processes_whose_devices_hold_the_same_sequences_read_the_same(sizes, hosts, expected):
+  devices = np.array([Device(i, i * hosts // 8) for i in range(8)], object)
+  placed = jax.sharding.Mesh(devices.reshape(sizes), parallel.AXES)
+  assert [parallel.batch_part(placed, process) for process in range(hosts)] == expected
+
+
+def test_processes_that_share_some_sequences_only_are_an_error():
+  devices = np.array([Device(i, min(i // 3, 1)) for i in range(4)], object)
+  placed = jax.sharding.Mesh(devices.reshape((2, 1, 2)), parallel.AXES)
+  with pytest.raises(ValueError, match='the same shares of a batch, or none in common'):
+    parallel.batch_part(placed, 0)
 
 
 @pytest.mark.parametrize('family', lm.MODELS)

@@ -1,6 +1,7 @@
 """One of several processes that train the stand-in together.
 
-WORKDIR STEPS PORT INDEX COUNT BATCH; at that batch, the last of them is told to end, unless 0.
+WORKDIR STEPS PORT INDEX COUNT BATCH MODEL; at that batch, the last of them is told to end, unless
+0. MODEL is the size of the `model` axis.
 """
 
 import json
@@ -11,10 +12,11 @@ from tests.training import standin
 from tests.training.run_standin import Signalling
 
 
-def main(workdir, steps, port, index, count, batch):
+def main(workdir, steps, port, index, count, batch, model):
   parallel.start_processes(count, index, f'127.0.0.1:{port}')
-  mesh = parallel.make_mesh(slices=count)  # As if each were a host.
-  task = standin.make_task(batch_size=8, process_index=index, process_count=count)
+  mesh = parallel.make_mesh(model=model, slices=count // model)  # As if each were a host.
+  part, parts = parallel.batch_part(mesh)
+  task = standin.make_task(batch_size=8, process_index=part, process_count=parts)
   if index == count - 1:
     task = task._replace(batches=Signalling(task.batches, batch, 'SIGTERM'))
   state = standin.make_state(task)

@@ -182,6 +182,14 @@ def test_failed_save_is_an_error_that_names_the_folder(tmp_path, quiet, small_fi
   checkpoints.close()
 
 
+def test_step_that_was_saved_is_not_saved_again(tmp_path):
+  checkpoints = training.Checkpoints(tmp_path)
+  checkpoints.save(make_state(1), {}, {})
+  with pytest.raises(training.CheckpointError, match='there is a checkpoint of step 1 already'):
+    checkpoints.save(make_state(1), {}, {})
+  checkpoints.close()
+
+
 @late_callbacks
 def test_failed_save_keeps_older_checkpoints(tmp_path, quiet, small_files):
   save(tmp_path, [1], keep=1, width=512)

@@ -101,6 +101,14 @@ def test_wall_seconds_add_up_over_resumes(tmp_path):
   assert second['compile_seconds'] > first['compile_seconds']
 
 
+def test_run_that_is_shortened_to_its_checkpoint_leaves_its_last_rows(tmp_path):
+  killed = SETTINGS._replace(steps=20, eval_every=20)
+  with pytest.raises(training.NonFiniteError):
+    run(tmp_path, killed, task=failing_task(12))
+  run(tmp_path, killed._replace(steps=10))
+  assert [step for step, _ in rows(tmp_path, 'val_loss')] == [10]
+
+
 def test_fewer_steps_than_the_checkpoint_are_an_error(tmp_path):
   run(tmp_path)
   hooks = training.Hooks(begin=lambda: pytest.fail('nothing begins'))
@@ -221,6 +229,18 @@ def test_failure_keeps_the_last_good_checkpoint(tmp_path):
 def test_failure_at_the_first_step_says_that_there_is_no_checkpoint(tmp_path):
   with pytest.raises(training.NonFiniteError, match='Step 1 .*There is no checkpoint'):
     run(tmp_path, task=failing_task(0))
+
+
+def test_validation_that_is_not_finite_is_a_failure_and_is_not_saved(tmp_path):
+  task = standin.make_task(steps=20)
+  spoiled = [{**batch, 'mask': batch['mask'] * np.nan} for batch in task.validation]
+  with pytest.raises(
+    training.NonFiniteError, match='validation loss after step 10 .*no checkpoint'
+  ):
+    run(tmp_path, task=task._replace(validation=spoiled))
+  checkpoints = training.Checkpoints(tmp_path / 'checkpoints', read_only=True)
+  assert checkpoints.steps() == [] and not rows(tmp_path, 'val_loss')
+  checkpoints.close()
 
 
 def test_failure_outside_of_every_level_says_so(tmp_path):

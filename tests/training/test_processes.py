@@ -19,12 +19,12 @@ def free_port():
     return server.getsockname()[1]
 
 
-def train_together(workdir, steps, count, batch=0):
+def train_together(workdir, steps, count, batch=0, model=1):
   """Trains in `count` processes of one device each and returns their summaries."""
   port, command = free_port(), [sys.executable, '-m', 'tests.training.run_processes']
   processes = [
     subprocess.Popen(
-      [*command, *map(str, (workdir, steps, port, index, count, batch))],
+      [*command, *map(str, (workdir, steps, port, index, count, batch, model))],
       cwd=ROOT,
       env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1', 'JAX_PLATFORMS': 'cpu'},
       stdout=subprocess.PIPE,
@@ -53,3 +53,11 @@ def test_four_processes_end_together_and_two_go_on(tmp_path):
   assert both[0]['val_loss'] == both[1]['val_loss']
   alone = train_alone(tmp_path / 'alone', steps=50)
   assert both[0]['val_loss'] == pytest.approx(alone['val_loss'], rel=1e-6)
+
+
+def test_processes_of_one_model_axis_read_the_same_batches(tmp_path):
+  both = train_together(tmp_path / 'run', steps=20, count=2, model=2)
+  alone = train_alone(tmp_path / 'alone')
+  for summary in both:
+    assert summary['tokens'] == alone['tokens']
+    assert summary['val_loss'] == pytest.approx(alone['val_loss'], rel=1e-6)

@@ -56,6 +56,26 @@ def test_delta_gradient_descent_gets_moments_that_are_means(accumulation):
   assert float(metrics['grad_norm']) == pytest.approx(float(jnp.linalg.norm(gradient)), rel=1e-5)
 
 
+@pytest.mark.parametrize('accumulation', [1, 2, 4])
+def test_delta_gradient_descent_does_not_see_padding(accumulation):
+  """Though microbatches have different numbers of tokens."""
+  batch = {'x': jax.random.normal(jax.random.key(0), (4, 5, 3)), 'mask': jnp.ones((4, 5))}
+  batch['mask'] = batch['mask'].at[0, 1:].set(0).at[2, 3:].set(0)
+  valid = {name: leaf[batch['mask'] == 1][None] for name, leaf in batch.items()}
+
+  def loss_fn(params, batch):
+    out = optim.dense(batch['x'], params['kernel'], batch['mask'])
+    return jnp.sum((out - batch['x']) ** 2 * batch['mask'][..., None]), jnp.sum(batch['mask'])
+
+  tx, params = optim.delta_gradient_descent(0.5), {'kernel': optim.capture(2 * jnp.eye(3))}
+
+  def kernel(batch, accumulation):
+    state = training.init_state(params, tx, key=jax.random.key(0))
+    return training.make_step(loss_fn, tx, accumulation)(state, batch)[0].params['kernel'].weight
+
+  assert_close(kernel(batch, accumulation), kernel(valid, 1), rtol=1e-5, atol=1e-6)
+
+
 def test_accumulation_that_does_not_divide_is_an_error():
   with pytest.raises(ValueError, match='`accumulation` must divide the batch of 8.*got 3'):
     one_step(ragged_batch(), accumulation=3)
