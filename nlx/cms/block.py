@@ -71,8 +71,9 @@ def _by(weight, mask):
     return lambda x: x @ weight.astype(x.dtype)
 
   def product(x):
-    # Gradients of fast weights are sums over tokens; that of a moment would be a mean over C.
-    captured = Captured(weight.weight.astype(x.dtype), x.shape[-2] * weight.moment)
-    return jax.vmap(dense)(x, captured, jnp.ones(x.shape[:-1]) if mask is None else mask)
+    seen = jnp.ones(x.shape[:-1]) if mask is None else mask
+    # Gradients of fast weights are sums over tokens; that of a moment would be a mean.
+    moment = jnp.sum(seen, axis=-1)[:, None, None] * weight.moment
+    return jax.vmap(dense)(x, Captured(weight.weight.astype(x.dtype), moment), seen)
 
   return product

@@ -74,6 +74,9 @@ class CMSConfig:
   param_dtype: Any = jnp.float32
 
   def __post_init__(self):
+    object.__setattr__(self, 'periods', tuple(self.periods))  # Hashable, if a list was given.
+    if isinstance(self.hidden, list):
+      object.__setattr__(self, 'hidden', tuple(self.hidden))
     core.check_positive('model_dim', self.model_dim)
     for name in ('max_norm', 'norm_epsilon'):
       core.check_above_zero(name, getattr(self, name))

@@ -7,7 +7,7 @@ def first_difference(old: Any, new: Any, name: str = '') -> str | None:
   """Describes the first leaf in which two nested dicts differ.
 
   Args:
-    old: The value of before.
+    old: The value of before; a key that is missing counts as None.
     new: The value of now.
     name: Of both; those of their keys follow after a dot.
 

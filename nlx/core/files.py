@@ -53,7 +53,8 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 def real_path(path: str | os.PathLike) -> pathlib.Path:
   """Returns the absolute path without links; one in a bucket is that already."""
-  return as_path(path if is_remote(path) else os.path.realpath(path))
+  found = as_path(path)
+  return found if is_remote(path) else pathlib.Path(os.path.realpath(found))
 
 
 def find_files(pattern: str | os.PathLike) -> list[pathlib.Path]:

@@ -63,7 +63,7 @@ def from_optax(
     )
 
   level = Level(
-    init=lambda params: OptaxState(params, init(params)),
+    init=lambda params: OptaxState(jax.tree.map(jnp.copy, params), init(params)),
     update=update,
     read=lambda state: state.params,
   )

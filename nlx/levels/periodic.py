@@ -94,7 +94,7 @@ def fold(add: Callable[[State, State, Signal], State]) -> Gather:
   The gathered value is the live state itself; at the end of the period it replaces the held one.
   """
   return Gather(
-    start=lambda level, state: state,
+    start=lambda level, state: jax.tree.map(jnp.copy, state),  # So that both can be given away.
     add=add,
     result=lambda gathered, weights: gathered,
   )

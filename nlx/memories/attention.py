@@ -133,9 +133,10 @@ class Attention(nnx.Module):
     size = config.window or max_length
     if size is None:
       return None
-    zeros = jnp.zeros((batch_size, size, config.kv_heads, config.key_dim), config.dtype)
+    shape = (batch_size, size, config.kv_heads, config.key_dim)
+    keys, values = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
     count = jnp.zeros((batch_size,), jnp.int32)
-    return AttentionState(zeros, zeros, jnp.zeros((), jnp.int32), count)
+    return AttentionState(keys, values, jnp.zeros((), jnp.int32), count)
 
   def __call__(
     self, x: jax.Array, state: AttentionState | None, num_valid: jax.Array | None = None

@@ -152,6 +152,9 @@ def surprise(
     return memory.network.apply(linear, keys), inputs
 
   shapes = jax.eval_shape(lambda: _linear_outputs(memory.network, weights, keys))
+  for name in weights:
+    if name not in shapes:
+      raise ValueError(f'a network must apply each matrix once, and does not apply {name!r}.')
   offsets = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
   prediction, backward, inputs = jax.vjp(forward, offsets, has_aux=True)
   error = memory.objective.error(prediction, target)

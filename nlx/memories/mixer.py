@@ -151,7 +151,7 @@ class MixerState(NamedTuple):
   """Fast state of a memory layer."""
 
   conv: jax.Array | None  # [B, conv_width - 1, D] last inputs; None without a convolution
-  position: jax.Array | None  # int32 scalar, tokens seen; None without rotary positions
+  position: jax.Array | None  # int32 [B], tokens of its text seen; None without rotary positions
   memory: PeriodicState  # matrices [B, H, out, in]
 
 
@@ -215,7 +215,7 @@ class MemoryMixer(nnx.Module):
       weights = jax.tree.map(copies, zeros)
     return MixerState(
       conv=self.conv.init_state(batch_size, config.dtype) if config.conv_width else None,
-      position=jnp.zeros((), jnp.int32) if config.keys == 'rotary' else None,
+      position=jnp.zeros((batch_size,), jnp.int32) if config.keys == 'rotary' else None,
       memory=self._layer().level.init(weights),
     )
 
@@ -280,7 +280,8 @@ class MemoryMixer(nnx.Module):
     values = unit_norm(v) if config.unit_values else v
     gates = self._gates(logits, state.memory.count)
     if position is not None:
-      position = position + (x.shape[1] if num_valid is None else num_valid)
+      kept = x.shape[1] if num_valid is None else num_valid
+      position = (position + kept).astype(jnp.int32)
     state = MixerState(conv, position, state.memory)
     return Tokens(keys, values, gates), queries, gate if config.output_gate else None, state
 

@@ -70,6 +70,8 @@ class SelfModifyingConfig:
   param_dtype: Any = jnp.float32
 
   def __post_init__(self):
+    for name in ('adaptive', 'rate_bias'):  # Hashable, if lists were given.
+      object.__setattr__(self, name, tuple(getattr(self, name)))
     for name in ('model_dim', 'num_heads', 'chunk_size', 'conv_width'):
       core.check_positive(name, getattr(self, name))
     if not isinstance(self.memory_hidden, int) or self.memory_hidden < 0:

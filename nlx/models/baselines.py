@@ -195,6 +195,7 @@ def _deep(
     raise ValueError('give `network` or `memory_hidden`, got both.')
   network = mlp(options.pop('memory_hidden', 64))
   own, rest = split_options(MemoryConfig, options)
+  core.check_positive('chunk_size', own['chunk_size'], 'token')
   like = {'network': network, 'keys': 'silu_unit', 'unit_values': True}
   like['rule'] = rule(span=own['chunk_size'])
   return MemoryConfig(**{**like, **defaults, **own}), rest

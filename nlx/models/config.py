@@ -57,7 +57,8 @@ class LanguageModelConfig:
     num_layers: L.
     meta: How the outer gradient passes inner updates, see `nlx.levels.nest`.
     truncate: Cut it at every n-th update of a level; None for never.
-    remat: What the backward pass computes anew and therefore does not keep. 'none': nothing.
+    remat: What the backward pass computes anew and therefore does not keep. 'none': nothing but
+      chunks of HOPE's main memory, of memories as a context and of selective scans.
       'chunks': every base chunk of blocks that learn in context, from its start; without such
       blocks memories recompute chunks of their own, and attention nothing. 'layers': every layer
       as well, from what enters it. 'layers_but_dots': the same but for products with slow weights.
@@ -84,6 +85,8 @@ class LanguageModelConfig:
     core.check_choice('remat', self.remat, REMAT)
     for name in ('vocab_size', 'num_layers'):
       core.check_positive(name, getattr(self, name))
+    if self.truncate is not None:
+      core.check_positive('truncate', self.truncate, 'update')
     core.check_above_zero('norm_epsilon', self.norm_epsilon)
     if self.mixer.model_dim != self.cms.model_dim:
       raise ValueError(

@@ -14,7 +14,7 @@ def restart_carry(starts: jax.Array, fresh: Any, carry: Any) -> Any:
   Args:
     starts: [B] bool.
     fresh: A `Carry` before the first token.
-    carry: The `Carry` of now. Counts and positions, which sequences share, stay.
+    carry: The `Carry` of now. Counts, which sequences share, stay.
 
   Returns:
     The `Carry` to read on with.

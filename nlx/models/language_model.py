@@ -201,7 +201,9 @@ class LanguageModel(nnx.Module):
     remat = policy is not None
     mix_first = jax.checkpoint(mix_with, policy=policy) if remat else mix_with
     embedding = core.constrain(self.embedding[...], {1: None})  # Tokens are divided, not D.
-    x = jnp.take(embedding, tokens, axis=0).astype(self.config.dtype)
+    rows = embedding.at[tokens]  # NaN for what is no token; -1 is not the last one.
+    x = rows.get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
+    x = x.astype(self.config.dtype)
     x = parallel.constrain_batch(x)
     x, first = mix_first(x, (_layer(mixer_params, 0), carry.first))
     rest = carry.rest
@@ -276,11 +278,16 @@ class LanguageModel(nnx.Module):
       The result of `nest`: losses and counts [n, B] per base chunk.
 
     Raises:
-      ValueError: If `starts` does not fit the base chunks.
+      ValueError: If shapes differ, there are no tokens, or `starts` does not fit the base chunks.
     """
+    if tokens.ndim != 2 or not tokens.size or not tokens.shape == targets.shape == mask.shape:
+      raise ValueError(
+        '`tokens`, `targets` and `mask` must have one shape [B, T], with at least one token, got '
+        f'{tokens.shape}, {targets.shape} and {mask.shape}.'
+      )
     batch_size, length = tokens.shape
     learns = bool(self.config.in_context_periods)
-    size = self._chunk_size(length, starts)
+    size = self._chunk_size(batch_size, length, starts)
     text = Chunk(tokens, targets, mask.astype(jnp.float32))
     pad = -length % size
     text = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, pad))), parallel.constrain_batch(text))
@@ -310,11 +317,15 @@ class LanguageModel(nnx.Module):
       chunks = chunks._replace(starts=starts.astype(bool).T)
     return system(nnx.state(self), states, carry, chunks)
 
-  def _chunk_size(self, length: int, starts: jax.Array | None) -> int:
+  def _chunk_size(self, batch_size: int, length: int, starts: jax.Array | None) -> int:
     """Tokens that are read at once."""
     base, learns = self.config.base_chunk, bool(self.config.in_context_periods)
     if starts is None:
       return base if learns else length
+    if starts.ndim != 2 or starts.shape[0] != batch_size:
+      raise ValueError(
+        f'`starts` must be [B, n] with the {batch_size} sequences of `tokens`, got {starts.shape}.'
+      )
     entries = starts.shape[1]
     size = base if learns else -(-length // max(entries, 1))
     if entries != -(-length // size) or size % base:
@@ -346,7 +357,7 @@ class LanguageModel(nnx.Module):
       The sum of losses in nats and the number of targets, scalars.
 
     Raises:
-      ValueError: If `starts` does not fit the base chunks.
+      ValueError: If shapes differ, there are no tokens, or `starts` does not fit the base chunks.
     """
 
     def sums(params, text):
@@ -427,8 +438,9 @@ class LanguageModel(nnx.Module):
     """Reads on from `state`, learning from every base chunk as it is completed.
 
     Any cut of a sequence into calls gives the outputs of one call. Under `jit` no error can be
-    raised for values: what full attention reads beyond the `max_length` of `init_state`, or tokens
-    that are not in the vocabulary, give NaN.
+    raised for values: what full attention reads beyond the `max_length` of `init_state`, at the
+    latest a base chunk later, or tokens that are not in the vocabulary, give NaN. An outer gradient
+    through calls passes inner updates in full, whatever `meta` and `truncate` are.
 
     Args:
       tokens: [B, T] int32; one token per sequence is read in constant time.

@@ -16,7 +16,8 @@ def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
   The target's logit is selected by comparison, whose derivatives of every order are products, not
   scatters.
   """
-  ids = jnp.arange(logits.shape[-1], dtype=targets.dtype).reshape((1,) * targets.ndim + (-1,))
+  targets = targets.astype(jnp.int32)
+  ids = jnp.arange(logits.shape[-1]).reshape((1,) * targets.ndim + (-1,))
   chosen = jnp.sum(jnp.where(ids == targets[..., None], logits, 0), axis=-1)
   return jax.nn.logsumexp(logits, axis=-1) - chosen
 

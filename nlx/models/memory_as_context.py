@@ -99,8 +99,10 @@ class MemoryAsContext(nnx.Module):
     """The initial state of the memory, and an empty segment."""
     config = self.config.memory
     shape = (batch_size, 2, config.chunk_size, config.num_heads, config.head_dim)
-    zeros = jnp.zeros(shape, config.dtype)
-    return MemoryAsContextState(self.memory.init_state(batch_size, max_length), zeros, zeros)
+    memory = self.memory.init_state(batch_size, max_length)
+    return MemoryAsContextState(
+      memory, jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+    )
 
   def __call__(
     self, x: jax.Array, state: MemoryAsContextState, num_valid: jax.Array | None = None
@@ -144,8 +146,11 @@ class MemoryAsContext(nnx.Module):
     def some(state):
       return self._read(x, state, lambda y, memory: self.memory(y, memory, num_valid))
 
+    def none(state):
+      return jnp.zeros(x.shape, self.config.memory.dtype), state
+
     # A segment of padding must not take the place of the last one that was read.
-    return jax.lax.cond(num_valid > 0, some, lambda state: (jnp.zeros_like(x), state), state)
+    return jax.lax.cond(num_valid > 0, some, none, state)
 
   def step(
     self, x: jax.Array, state: MemoryAsContextState

@@ -107,6 +107,12 @@ def test_real_path_has_no_links(tmp_path):
   assert core.real_path(tmp_path / 'link') == tmp_path / 'file'
 
 
+def test_real_path_of_a_bucket_is_not_on_the_disk(bucket):
+  assert str(core.real_path(bucket)) == bucket
+  with pytest.raises(ValueError, match='must be on the disk or begin with gs://'):
+    core.real_path(pathlib.Path('gs://bucket/run'))
+
+
 def test_bucket_is_asked_every_time(bucket):
   """Others write to it, too."""
   core.as_path(bucket)

@@ -133,6 +133,14 @@ def test_to_optax_keeps_its_state_under_jit():
     assert_equal(params, jax.tree.map(lambda x, i=i: x[i], expected), rtol=1e-5)
 
 
+def test_to_optax_has_a_state_that_can_be_given_away_with_the_parameters():
+  params, _ = problem(1)
+  params = jax.tree.map(jnp.asarray, params)
+  trees = (params, levels.to_optax(levels.from_optax(TX, 2)).init(params))
+  buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(trees)]
+  assert len(set(buffers)) == len(buffers)
+
+
 MOMENTUM = optax.sgd(0.1, momentum=0.9)
 
 

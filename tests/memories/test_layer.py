@@ -336,6 +336,23 @@ def test_network_that_applies_a_matrix_twice_is_an_error():
     problems.run_layer(memories.layer(twice, RULE, CHUNK), weights, *args)
 
 
+def test_network_that_does_not_apply_a_matrix_is_an_error():
+  idle = memories.Network(
+    shapes=lambda key_dim, value_dim: {'w': (value_dim, key_dim), 'z': (value_dim, key_dim)},
+    apply=lambda linear, x: jnp.tanh(linear('w', x)),
+  )
+  weights, *args = problems.problem('mlp', LENGTH, dtype='float32')
+  weights = memories.init_weights(idle, jax.random.key(0), 4, 4, (problems.SEEDS,))
+  with pytest.raises(ValueError, match="must apply each matrix once, and does not apply 'z'"):
+    problems.run_layer(memories.layer(idle, RULE, CHUNK), weights, *args)
+
+
+def test_first_state_of_a_layer_holds_no_array_twice():
+  state, *_ = arguments()
+  buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+  assert len(set(buffers)) == len(buffers)
+
+
 def test_layer_names_a_wrong_chunk_size():
   with pytest.raises(ValueError, match='`period` must be an integer of at least 1 tick, got 0'):
     memories.layer(memories.matrix(), RULE, chunk_size=0)

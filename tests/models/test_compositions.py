@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nlx import models
+from nlx import cms, models
 from nlx.memories import AttentionConfig, MemoryConfig, SelectiveScanConfig
 from nlx.models import FeedForwardConfig, GatedConfig, MemoryAsContextConfig, SeriesConfig
 from tests.compiling import quick_jit, quick_make
@@ -291,3 +291,25 @@ def test_titans_mac_is_the_memory_of_titans_as_a_context():
 def test_composition_names_what_does_not_fit(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+@pytest.mark.usefixtures('float64')
+def test_memory_as_context_with_rotary_keys_streams_as_it_is_trained():
+  """Whatever the dtype of the number of valid tokens."""
+  options = {**OPTIONS['titans_mac'], **DOUBLE, 'keys': 'rotary'}
+  config = models.titans_mac(**problems.SIZES, **options)
+  tokens = problems.tokens(length=11)
+  whole, _ = problems.read(config, tokens, (11,))
+  cut, _ = problems.read(config, tokens, (5, 1, 5))
+  np.testing.assert_allclose(cut, whole, rtol=1e-10, atol=1e-12)
+
+
+def test_memory_as_context_may_be_of_more_bits_than_the_model():
+  half = jnp.bfloat16
+  blocks = cms.CMSConfig(DIM, HIDDEN, (0,), dtype=half)
+  config = models.LanguageModelConfig(
+    'mixed', MemoryAsContextConfig(MEMORY), blocks, vocab_size=8, num_layers=1, dtype=half
+  )
+  model = problems.make(config)
+  logits, _ = quick_jit(model)(jnp.arange(6)[None], model.init_state(1))
+  assert np.isfinite(logits).all()

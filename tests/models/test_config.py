@@ -63,6 +63,12 @@ def test_config_is_hashable_and_equal_by_value():
   assert len({models.hope(**HOPE), models.hope(**HOPE), models.hope(**HOPE, meta='first')}) == 2
 
 
+def test_config_takes_lists_as_tuples():
+  lists = {'cms_periods': [8, 16], 'cms_hidden': [8, 8], 'adaptive': ['k'], 'rate_bias': [0.0, 1.0]}
+  tuples = {name: tuple(value) for name, value in lists.items()}
+  assert hash(models.hope(**HOPE | lists)) == hash(models.hope(**HOPE | tuples))
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
@@ -97,6 +103,7 @@ def test_config_is_hashable_and_equal_by_value():
     ({'chunk_size': 0}, '`chunk_size` must be an integer of at least 1, got 0'),
     ({'memory_hidden': -1}, '`memory_hidden` must be an integer of at least 0, got -1'),
     ({'remat': True}, r"`remat` must be one of \['chunks', .*'none'\], got True"),
+    ({'truncate': 0}, '`truncate` must be an integer of at least 1 update, got 0'),
     ({'meta': 'second'}, r"`meta` must be one of \['detached', 'first', 'full'\], got 'second'"),
     ({'rate_gate': 'relu'}, "`rate_gate` must be one of .*'sigmoid'.*, got 'relu'"),
     ({'reads': 'late'}, r"`reads` must be one of \['chunk', 'token'\], got 'late'"),
@@ -144,6 +151,13 @@ def test_config_refuses_attention_that_has_one_derivative_under_levels_in_contex
 def test_deltanet_names_a_wrong_option(options, message):
   with pytest.raises(ValueError, match=message):
     models.deltanet(**problems.SIZES, **options)
+
+
+def test_titans_names_a_wrong_chunk_size():
+  with pytest.raises(
+    ValueError, match='`chunk_size` must be an integer of at least 1 token, got 0'
+  ):
+    models.titans(vocab_size=8, model_dim=8, num_layers=1, num_heads=2, chunk_size=0)
 
 
 def test_titans_takes_its_network_once():

@@ -23,6 +23,9 @@ CONFIGS = {
     problems.with_cms(ATTENTION, periods=(8, 16, 0), form='nested'), num_layers=1
   ),
   'transformer': models.transformer(**problems.SIZES),
+  'retnet': models.retnet(
+    **problems.SIZES | {'num_layers': 2}, chunk_size=CHUNK, learned_start=True
+  ),
   'window': models.transformer(**problems.SIZES | {'num_layers': 1}, window=6, num_persistent=2),
 }
 CONFIGS = {name: problems.in_float64(config) for name, config in CONFIGS.items()}
@@ -106,3 +109,10 @@ def test_starts_that_do_not_fit_are_an_error(name, length, entries):
   starts = jnp.ones((problems.BATCH, entries), bool)
   with pytest.raises(ValueError, match='`starts` must have one entry for every base chunk of'):
     problems.make(CONFIGS[name]).loss(*problems.texts(length=length), starts)
+
+
+def test_starts_of_another_number_of_sequences_are_an_error():
+  with pytest.raises(
+    ValueError, match=r'`starts` must be \[B, n\] with the 2 sequences .* got \(1, 6'
+  ):
+    problems.make(CONFIGS['hope']).loss(*problems.texts(length=LENGTH), STARTS[:1])

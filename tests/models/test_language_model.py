@@ -97,6 +97,26 @@ def test_call_names_tokens_of_a_wrong_shape(tokens, shape):
     model(tokens, problems.fresh(problems.HOPE))
 
 
+@pytest.mark.parametrize('token', [-1, problems.VOCAB])
+def test_what_is_no_token_gives_nan(token):
+  model = problems.make(problems.HOPE)
+  logits, _ = model(TOKENS[:, :2].at[1, 1].set(token), problems.fresh(problems.HOPE))
+  assert np.isnan(logits[1, 1]).all() and np.isfinite(logits[0]).all()
+
+
+@pytest.mark.parametrize('changed', ['tokens', 'targets', 'mask'])
+def test_loss_names_texts_of_different_shapes(changed):
+  text = dict(zip(('tokens', 'targets', 'mask'), problems.texts(), strict=True))
+  text[changed] = text[changed][:1]
+  with pytest.raises(ValueError, match=r'`mask` must have one shape .* \(1, 45\)'):
+    problems.make(problems.HOPE).run(**text, outputs=lambda reading: ())
+
+
+def test_loss_needs_a_token():
+  with pytest.raises(ValueError, match='at least one token'):
+    problems.make(problems.HOPE).loss(*(x[:, :0] for x in problems.texts()))
+
+
 # ----- precision
 
 

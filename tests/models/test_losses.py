@@ -44,6 +44,14 @@ def test_losses_in_pieces_are_those_of_all_logits(tokens, monkeypatch):
   )
 
 
+def test_targets_may_be_of_fewer_bits_than_the_vocabulary():
+  logits = jnp.zeros((1, 300)).at[0, 256].set(5)
+  targets = jnp.zeros((1,), jnp.uint8)
+  np.testing.assert_array_equal(
+    models.token_losses(logits, targets), models.token_losses(logits, targets.astype(int))
+  )
+
+
 @pytest.mark.parametrize('learns', [False, True])
 def test_no_array_of_a_long_sequence_is_as_large_as_its_logits(learns, monkeypatch):
   """In the gradient of a model, which may read it as one base chunk."""

@@ -20,9 +20,11 @@ def reset(model: LanguageModel, session: Session, levels: Sequence[str] | None =
 
   A level starts anew at the start of the current base chunk, whose tokens, at most a whole chunk
   until the next token comes, are read again. What was read before is forgotten, what was gathered
-  for an update to come as well; updates stay due when they were due. Attention and convolutions are
-  no levels and keep their tokens. In a nested system the initial state of a block is what the next
-  slower block has learned it to be, unless that one is reset as well.
+  for an update to come as well; updates stay due when they were due. A model whose base chunk is
+  one token has nothing to read again: its logits stay those of before until the next token is read.
+  Attention and convolutions are no levels and keep their tokens. In a nested system the initial
+  state of a block is what the next slower block has learned it to be, unless that one is reset as
+  well.
 
   Args:
     model: The model of the session.
