@@ -132,10 +132,13 @@ def _mean_gradient(loss_fn: LossFn, params: Params, batch: Batch, accumulation: 
 
   def sums_of(params, batch):
     (loss_sum, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
-    scaled = lambda grad: (  # noqa: E731  # A moment is a mean already, whatever the loss.
-      grad._replace(moment=grad.moment * count) if optim.is_captured(grad) else grad
-    )
-    return loss_sum, count, jax.tree.map(scaled, grads, is_leaf=optim.is_captured)
+
+    def as_sum(grad):
+      if optim.is_captured(grad):  # Its moment is a mean already, whatever the loss.
+        return grad._replace(moment=grad.moment * count)
+      return grad
+
+    return loss_sum, count, jax.tree.map(as_sum, grads, is_leaf=optim.is_captured)
 
   if accumulation == 1:
     loss_sum, count, grads = sums_of(params, batch)
