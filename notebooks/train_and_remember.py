@@ -214,7 +214,7 @@ assert jax.tree.all(
 #
 # - [Levels, frequency, context flow](../docs/concepts.md), and [what each word
 #   means](../docs/glossary.md), with when each state is reset
-# - `make train`, which trains a HOPE of a million parameters with checkpoints, and `python -m
-#   experiments.generate --workdir=runs/tiny --session=runs/talk --prompt='...'`, which goes on in the
-#   same session between calls
+# - `make train`, which trains a HOPE of a million parameters with checkpoints, and
+#   `python -m experiments.generate --workdir=runs/tiny --session=runs/talk --prompt='...'`, which
+#   goes on in the same session between calls
 # - [session.py](../nlx/models/sessions/session.py) and [trace.py](../nlx/evaluation/trace.py)
