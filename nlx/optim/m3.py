@@ -1,7 +1,6 @@
 """Multi-scale momentum Muon: orthogonalised momenta at several update frequencies."""
 
 import functools
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -92,7 +91,7 @@ def scale_by_m3(
     leaves.check_not_negative(name, value)
   kind = _kind_of_second_moment(second_moment, literal)
   orthogonalize = orthogonalize or newton_schulz
-  periods = (slow_period,) if isinstance(slow_period, numbers.Integral) else tuple(slow_period)
+  periods = tuple(slow_period) if isinstance(slow_period, Sequence) else (slow_period,)
   for period in periods:
     core.check_positive('slow_period', period, 'step')
 

@@ -112,7 +112,8 @@ def batch_part(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
   """
   shares = math.prod(mesh.shape[axis] for axis in BATCH)
   held: dict[int, set[int]] = {}
-  for device, (rows,) in batch_sharding(mesh).devices_indices_map((shares,)).items():
+  placed: dict[Any, Any] = dict(batch_sharding(mesh).devices_indices_map((shares,)))
+  for device, (rows,) in placed.items():
     held.setdefault(device.process_index, set()).update(range(*rows.indices(shares)))
   parts = sorted({tuple(sorted(rows)) for rows in held.values()})
   if any(len(part) * len(parts) != shares for part in parts):
