@@ -62,13 +62,15 @@ def with_digest(
   Raises:
     ValueError: If it has that of another text.
   """
-  if config.data.digest not in ('', corpus.digest):
+  known = config.data.get('digest')
+  if known and known != corpus.digest:
     raise ValueError(
-      f'`data.digest` is {config.data.digest!r}, but that of {config.data.corpus!r} is '
-      f'{corpus.digest!r}: the text is another one.'
+      f'`data.digest` is {known!r}, but that of {config.data.corpus!r} is {corpus.digest!r}: the '
+      'text is another one.'
     )
-  config = ml_collections.ConfigDict(config)
-  config.data.digest = corpus.digest
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.data.digest = corpus.digest
   return config
 
 

@@ -96,8 +96,9 @@ check_arguments() {
     [[ ! $argument =~ ^--?workdir(=|$) ]] \
       || die "the folder of the run is the setting \`WORKDIR\`, not a flag."
   done
-  [[ $1 == /* ]] || git -C "$HERE/.." cat-file -e "$commit:${1%%:*}" 2>/dev/null \
-    || die "CONFIG: the commit $commit has no file ${1%%:*}, so that no host would."
+  [[ $1 == /* || $1 == ../* ]] \
+    || [[ $(git -C "$HERE/.." cat-file -t "$commit:${1%%:*}" 2>/dev/null) == blob ]] \
+    || die "CONFIG: the commit $commit has no file ${1%%:*}; COMMIT=... names another."
 }
 
 # Prints the commit that is checked out; refuses if there is more than that.

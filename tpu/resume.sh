@@ -59,9 +59,12 @@ while true; do
       exit
       ;;
     ready,running) trouble='' gone='' ;;
-    ready,none) start "$@" || in_trouble "the run $RUN cannot be started" ;;
+    ready,none)
+      if start "$@"; then trouble=''; else in_trouble "the run $RUN cannot be started"; fi
+      ;;
     ready,failed | ready,lost | ready,stopped) in_trouble "the run $RUN is $run" ;;
     ready,unknown) in_trouble "not all $HOSTS hosts answer" ;;
+    waiting,) trouble='' ;;
     gone,)
       trouble=''
       bring_back

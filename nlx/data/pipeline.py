@@ -78,9 +78,9 @@ def train_batches(
     batch_size: Sequences per batch over all processes; a multiple of `process_count`.
     seed: Decides order and offsets.
     sampling: `'epochs'` or `'random'`.
-    process_index: This process; it receives every `process_count`-th sequence.
-    process_count: Number of processes that share each batch; for both see
-      `nlx.parallel.batch_part`.
+    process_index: This process, or its part of a batch as `nlx.parallel.batch_part` has it; it
+      receives every `process_count`-th sequence.
+    process_count: Number of processes, or parts, that share each batch.
 
   Returns:
     An iterator over {tokens, targets, mask}, each [B / process_count, T]. `get_state()` is a
@@ -127,8 +127,9 @@ def validation_batches(
     batch_size: Sequences per batch over all processes; a multiple of `process_count`.
     context: Tokens that precede the split, at least one; only the last is read, as the input of
       the first prediction. Without it the first token is an input only.
-    process_index: This process; it receives its contiguous rows of each batch.
-    process_count: Number of processes that share each batch.
+    process_index: This process or its part, as in `train_batches`; it receives its contiguous rows
+      of each batch.
+    process_count: Number of processes, or parts, that share each batch.
 
   Returns:
     An iterable, to go through as often as needed, of {tokens, targets, mask}, each

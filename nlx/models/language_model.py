@@ -346,7 +346,7 @@ class LanguageModel(nnx.Module):
     """Next-token loss over fresh sequences, each chunk's taken before it is learned from.
 
     Args:
-      tokens: [B, T] int32.
+      tokens: [B, T] int32; of the vocabulary, also where the mask is 0.
       targets: [B, T] int32.
       mask: [B, T], 0 where there is no target.
       starts: [B, n] bool, for each of n base chunks whether a document begins with it, whose

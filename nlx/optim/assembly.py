@@ -32,8 +32,9 @@ def descend(
     An optax transformation.
   """
   check_not_negative('learning_rate', learning_rate)
-  none = isinstance(weight_decay, int | float) and weight_decay == 0  # And no parameters needed.
-  decay = optax.identity() if none else optax.add_decayed_weights(weight_decay, mask)
+  decay = optax.add_decayed_weights(weight_decay, mask)
+  if isinstance(weight_decay, int | float) and weight_decay == 0:  # No parameters are needed.
+    decay = optax.GradientTransformation(decay.init, optax.identity().update)
   return optax.chain(scale, decay, optax.scale_by_learning_rate(learning_rate))
 
 

@@ -54,7 +54,7 @@ def train(
   Raises:
     CheckpointError: If a checkpoint cannot be written or read.
     NonFiniteError: If a loss, its gradient or the update is not finite; says the step and the
-      level. Nothing of it is saved.
+      level, and saves nothing more.
     Preempted: If SIGTERM told the run to end; it has saved, and the same call goes on.
     ValueError: If a setting is out of range, or a checkpoint has other shapes than `state`.
   """

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common
+from experiments import common, language_model
 from experiments.configs import lm
-from nlx import cms, levels, memories, optim
+from nlx import cms, data, levels, memories, optim
 
 
 def test_config_comes_back_from_its_folder(tmp_path):
@@ -28,6 +28,19 @@ def test_resume_may_change_how_the_model_is_computed(tmp_path):
   config = lm.get_config('hope-tiny')
   config.model.remat = 'layers'
   common.check_config(config, tmp_path)
+
+
+def test_digest_of_a_text_is_noted_in_a_configuration_of_its_own():
+  config, corpus = lm.get_config('hope-tiny'), data.Corpus(None, None, 'a' * 12)
+  found = language_model.with_digest(config, corpus)
+  assert (config.data.digest, found.data.digest) == ('', 'a' * 12)
+  assert language_model.with_digest(found, corpus) == found
+  del config.data.digest  # As in a run of before.
+  assert language_model.with_digest(config, corpus).data.digest == 'a' * 12
+  with pytest.raises(
+    ValueError, match="`data.digest` is 'a*', but that of 'documentation' is 'b*'"
+  ):
+    language_model.with_digest(found, corpus._replace(digest='b' * 12))
 
 
 def test_folder_of_another_text_is_an_error(tmp_path):

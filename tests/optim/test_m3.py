@@ -67,6 +67,12 @@ def test_m3_is_its_algorithm(periods, kind):
 
 
 @pytest.mark.usefixtures('float64')
+def test_m3_takes_a_period_of_numpy():
+  like = {'w': jnp.zeros((2, 3))}
+  found, expected = (optim.scale_by_m3(slow_period=n).init(like) for n in (np.int64(4), 4))
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+
+
 def test_literal_m3_is_the_printed_algorithm():
   tx = optim.scale_by_m3(3, literal=True, **OPTIONS)
   want = reference(9, (3,), kind='literal', literal=True, **OPTIONS)

@@ -65,6 +65,16 @@ def test_momentum_forgets_as_slowly_as_its_decay_says():
   assert float(share[-43:].sum()) == pytest.approx(0.989, abs=1e-3)
 
 
+def test_momentum_needs_no_parameters_where_nothing_decays():
+  gradient = jnp.ones(2)
+  tx, decaying = (
+    optim.momentum(0.1, weight_decay=decay, mask=lambda params: True) for decay in (0.0, 0.1)
+  )
+  updates, state = tx.update(gradient, tx.init(gradient))
+  assert np.all(updates < 0)
+  assert jax.tree.structure(state) == jax.tree.structure(decaying.init(gradient))  # Runs resume.
+
+
 def test_momentum_decays_weights_that_its_mask_names():
   params = {'w': jnp.ones(2), 'b': jnp.ones(2)}
   tx = optim.momentum(0.1, weight_decay=0.5, mask={'w': True, 'b': False})

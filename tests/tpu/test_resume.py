@@ -26,6 +26,14 @@ def test_resume_waits_for_a_host_that_does_not_answer_for_a_while(tpu):
   assert 'is done' in tpu.run('resume', CONFIG, GRACE_SECONDS='60')
 
 
+def test_resume_does_not_add_up_the_time_of_two_silences(tpu):
+  """The TPU was repaired in between, for longer than the watch waits for a host."""
+  silent = 'nlx host-0 running'
+  tpu.answer_as(up=True, **{STATE: [silent, silent, tpu.hosts_say('done')]})
+  tpu.change(**{PART['tpu']: ['READY', *60 * ['REPAIRING'], 'READY']})
+  assert 'is done' in tpu.run('resume', CONFIG)
+
+
 def test_resume_brings_back_a_run_that_failed_as_its_tpu_went(tpu):
   """The other hosts of a preempted one fail first."""
   tpu.answer_as(up=True, **{STATE: ['nlx host-0 failed 1\nnlx host-1 stopped']})

@@ -146,7 +146,7 @@ def test_run_refuses_wrong_arguments_before_any_call(tpu, name):
     assert '`WORKDIR`' in tpu.run(name, CONFIG, flag, 'elsewhere', code=1)
   assert 'CONFIG is missing' in tpu.run(name, code=1)
   assert 'CONFIG is missing' in tpu.run(name, '--config=x', code=1)
-  assert 'has no file experiments/lm.py,' in tpu.run(name, 'experiments/lm.py:hope-1b', code=1)
+  assert 'has no file experiments/lm.py;' in tpu.run(name, 'experiments/lm.py:hope-1b', code=1)
   assert not tpu.calls()
 
 
