@@ -201,7 +201,7 @@ class LanguageModel(nnx.Module):
     remat = policy is not None
     mix_first = jax.checkpoint(mix_with, policy=policy) if remat else mix_with
     embedding = core.constrain(self.embedding[...], {1: None})  # Tokens are divided, not D.
-    rows = embedding.at[tokens]  # NaN for what is no token; -1 is not the last one.
+    rows = jnp.asarray(embedding).at[tokens]  # NaN for what is no token; -1 is not the last one.
     x = rows.get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
     x = x.astype(self.config.dtype)
     x = parallel.constrain_batch(x)

@@ -347,6 +347,7 @@ def test_network_that_does_not_apply_a_matrix_is_an_error():
     problems.run_layer(memories.layer(idle, RULE, CHUNK), weights, *args)
 
 
+@pytest.mark.usefixtures('float64')
 def test_first_state_of_a_layer_holds_no_array_twice():
   state, *_ = arguments()
   buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]

@@ -66,13 +66,13 @@ def test_m3_is_its_algorithm(periods, kind):
   np.testing.assert_allclose(run(tx, 9)[0], want, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.usefixtures('float64')
 def test_m3_takes_a_period_of_numpy():
   like = {'w': jnp.zeros((2, 3))}
   found, expected = (optim.scale_by_m3(slow_period=n).init(like) for n in (np.int64(4), 4))
   assert jax.tree.structure(found) == jax.tree.structure(expected)
 
 
+@pytest.mark.usefixtures('float64')
 def test_literal_m3_is_the_printed_algorithm():
   tx = optim.scale_by_m3(3, literal=True, **OPTIONS)
   want = reference(9, (3,), kind='literal', literal=True, **OPTIONS)

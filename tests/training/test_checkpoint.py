@@ -134,6 +134,14 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
   checkpoints.close()
 
 
+def test_step_that_was_saved_is_not_saved_again(tmp_path):
+  checkpoints = training.Checkpoints(tmp_path)
+  checkpoints.save(make_state(1), {}, {})
+  with pytest.raises(training.CheckpointError, match='there is a checkpoint of step 1 already'):
+    checkpoints.save(make_state(1), {}, {})
+  checkpoints.close()
+
+
 def test_later_changes_do_not_reach_a_checkpoint_being_saved(tmp_path):
   checkpoints = training.Checkpoints(tmp_path)
   step = training.make_step(standin.loss_fn, TX)
@@ -179,14 +187,6 @@ def test_failed_save_is_an_error_that_names_the_folder(tmp_path, quiet, small_fi
   with pytest.raises(training.CheckpointError, match='could not be written to .*run; is the disk'):
     checkpoints.save(make_state(1, width=512), {}, {})
     checkpoints.wait()
-  checkpoints.close()
-
-
-def test_step_that_was_saved_is_not_saved_again(tmp_path):
-  checkpoints = training.Checkpoints(tmp_path)
-  checkpoints.save(make_state(1), {}, {})
-  with pytest.raises(training.CheckpointError, match='there is a checkpoint of step 1 already'):
-    checkpoints.save(make_state(1), {}, {})
   checkpoints.close()
 
 
