@@ -62,6 +62,7 @@ class Device:
   id: int
   process_index: int
   platform: str = 'cpu'
+  device_kind: str = 'cpu'
 
 
 @pytest.mark.parametrize(
