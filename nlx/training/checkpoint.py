@@ -195,9 +195,9 @@ class Checkpoints:
     }
 
   def _failure(self, error: Exception) -> CheckpointError:
-    question = '' if isinstance(error, FileExistsError) else '; is the disk full?'
+    end = '.' if isinstance(error, FileExistsError) else '; is the disk full?'
     return CheckpointError(
-      f'A checkpoint could not be written to {self._folder}{question} Complete checkpoints: '
+      f'A checkpoint could not be written to {self._folder}{end} Complete checkpoints: '
       f'{self.steps()}. {type(error).__name__}: {error}'
     )
 
