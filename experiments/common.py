@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,7 +62,8 @@ def create(config: ml_collections.ConfigDict) -> Language:
   """Builds the model that a configuration describes, initialised from its seed.
 
   Raises:
-    ValueError: If a setting is out of range, or a large model has no text or tokenizer.
+    ValueError: If a setting is out of range, a large model has no text or tokenizer, or the
+      tokenizer is not that of the run any more.
   """
   for name in ('corpus', 'tokenizer'):
     if not config.data[name]:
@@ -70,9 +72,21 @@ def create(config: ml_collections.ConfigDict) -> Language:
         '--config.data.tokenizer=tokenizer.json.'
       )
   tokenizer = data.tokenizer(config.data.tokenizer)
+  check_noted(config, 'tokenizer_digest', tokenizer.digest)
   model = make_model(config, tokenizer.vocab_size)
   graph, params = nnx.split(model, nnx.Param)
   return Language(model, graph, nnx.as_pure(params), tokenizer)
+
+
+def check_noted(config: ml_collections.ConfigDict, name: str, digest: str) -> None:
+  """Raises ValueError if a run has noted another digest than this one."""
+  noted = config.data.get(name)
+  if noted and noted != digest:
+    what = {'digest': 'corpus', 'tokenizer_digest': 'tokenizer'}[name]
+    raise ValueError(
+      f'`data.{name}` is {noted!r}, but that of {config.data[what]!r} is {digest!r}: the {what} is '
+      'another one.'
+    )
 
 
 def make_model(config: ml_collections.ConfigDict, vocab_size: int) -> models.LanguageModel:
@@ -215,8 +229,16 @@ def encode(language: Language, text: str) -> jax.Array:
 
 
 def decode(language: Language, tokens: jax.Array) -> str:
-  """Returns the text of a batch of one, fit for a terminal."""
-  text = language.tokenizer.decode(jax.device_get(tokens)[0])
+  """Returns the text of a batch of one as it goes on after another text, fit for a terminal.
+
+  Many tokenizers leave out the space before the first word of a text, which this is not.
+  """
+  first, *rest = jax.device_get(tokens)[0].tolist()
+  before, text = (language.tokenizer.decode(ids) for ids in ([first], [first, first, *rest]))
+  if text.startswith(before):
+    text = text.removeprefix(before)
+  else:
+    text = language.tokenizer.decode([first, *rest])
   return ''.join(c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text)
 
 
@@ -244,7 +266,8 @@ def identity(config: ml_collections.ConfigDict, params: Any, step: int) -> dict[
     digest.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} '.encode())
     digest.update(leaf.tobytes())
   found = {**fixed(as_dict(config)), 'step': step, 'parameters': digest.hexdigest()[:16]}
-  found['data'].pop('digest', None)  # Parameters say more of what was learned.
+  for name in lm.NOTED:  # Parameters say more of what was learned.
+    found['data'].pop(name, None)
   return found
 
 
@@ -258,8 +281,9 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
   if not path.exists():
     return
   old, new = fixed(json.loads(path.read_bytes())), fixed(as_dict(config))
-  if not all(one['data'].get('digest') for one in (old, new)):
-    old['data']['digest'] = new['data']['digest'] = ''  # One of the texts was not read yet.
+  for name in lm.NOTED:
+    if not all(one['data'].get(name) for one in (old, new)):
+      old['data'][name] = new['data'][name] = ''  # One of them has not looked yet.
   difference = core.first_difference(old, new)
   if difference:
     raise ValueError(
@@ -280,11 +304,18 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
   Raises:
     FileNotFoundError: If the folder holds no run.
+    ValueError: If its config.json is that of something else.
   """
   path = workdir / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'`workdir` {str(workdir)!r} holds no run: there is no config.json.')
-  return ml_collections.ConfigDict(json.loads(path.read_bytes()))
+  found = json.loads(path.read_bytes())
+  if missing := [name for name in ('model', 'data', 'mesh') if name not in found]:
+    raise ValueError(
+      f'`workdir` {str(workdir)!r} holds no run: its config.json has no {missing[0]!r}. A Llama is '
+      'read by experiments.train, see experiments/configs/llama.py.'
+    )
+  return ml_collections.ConfigDict(found)
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -329,5 +360,7 @@ def restore(language: Language, workdir: pathlib.Path) -> tuple[Any, int]:
     params = checkpoints.restore_params(language.params)
   finally:
     checkpoints.close()
+  for step, reason in checkpoints.unreadable.items():
+    print(f'Checkpoint {step} in {folder} cannot be read: {reason}', file=sys.stderr)
   assert checkpoints.restored_step is not None
   return params, checkpoints.restored_step

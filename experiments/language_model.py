@@ -11,6 +11,7 @@ import ml_collections
 import optax
 
 from experiments import common, pretrained, report
+from experiments.configs import lm
 from nlx import data, levels, models, parallel, training
 
 STACKED = ('blocks',)  # Parts of a model whose parameters have a leading axis of layers.
@@ -30,7 +31,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   mesh = make_mesh(config)
   language = common.create(config)
   corpus = data.load(config.data.corpus, language.tokenizer, max_bytes=config.data.max_bytes)
-  config = with_digest(config, corpus)
+  config = with_digests(config, corpus.digest, language.tokenizer.digest)
   common.check_config(config, workdir)
   task = make_task(config, language, corpus, parallel.batch_part(mesh))
   params = pretrained.first_params(config, language, workdir)
@@ -54,23 +55,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   return summary
 
 
-def with_digest(
-  config: ml_collections.ConfigDict, corpus: data.Corpus
+def with_digests(
+  config: ml_collections.ConfigDict, text: str, tokenizer: str
 ) -> ml_collections.ConfigDict:
-  """Returns the configuration with the digest of its text.
+  """Returns the configuration with the digests of its text and of its tokenizer.
 
   Raises:
-    ValueError: If it has that of another text.
+    ValueError: If it has that of another text or tokenizer.
   """
-  known = config.data.get('digest')
-  if known and known != corpus.digest:
-    raise ValueError(
-      f'`data.digest` is {known!r}, but that of {config.data.corpus!r} is {corpus.digest!r}: the '
-      'text is another one.'
-    )
   config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.data.digest = corpus.digest
+  for name, digest in zip(lm.NOTED, (text, tokenizer), strict=True):
+    common.check_noted(config, name, digest)
+    with config.unlocked():
+      config.data[name] = digest
   return config
 
 

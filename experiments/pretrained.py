@@ -40,7 +40,7 @@ def first_params(
   if is_llama(folder):
     model = _load_llama(config, language, folder)
   else:
-    model = _load_run(config, folder)
+    model = _load_run(config, language, folder)
   if model.config.cms.periods == (0,) and config.stack.periods:
     model = common.stack(model, config)
   params = nnx.as_pure(nnx.state(model, nnx.Param))
@@ -58,11 +58,14 @@ def is_llama(folder: pathlib.Path) -> bool:
   return 'model_type' in json.loads(path.read_bytes())
 
 
-def _load_run(config: ml_collections.ConfigDict, folder: pathlib.Path) -> models.LanguageModel:
+def _load_run(
+  config: ml_collections.ConfigDict, language: common.Language, folder: pathlib.Path
+) -> models.LanguageModel:
   """Returns the model of another run, with the levels that it has there."""
   described = common.read_config(folder)
   found, here = described.data.tokenizer, config.data.tokenizer
-  if found != here:
+  noted, digest = described.data.get('tokenizer_digest'), language.tokenizer.digest
+  if noted != digest if noted else found != here:
     raise ValueError(
       f'`data.tokenizer` must be {found!r}, that of `pretrained` {str(folder)!r}, got {here!r}: '
       'equal ids would stand for other text.'
@@ -74,8 +77,8 @@ def _load_run(config: ml_collections.ConfigDict, folder: pathlib.Path) -> models
     _refuse(folder, core.first_difference(found, here, key))
   there = config.copy_and_resolve_references()
   there.stack = described.stack
-  language = common.create(there)
-  return nnx.merge(language.graph, common.restore_params(language, folder))
+  other = common.create(there)
+  return nnx.merge(other.graph, common.restore_params(other, folder))
 
 
 def _load_llama(

@@ -33,6 +33,7 @@ STUDIES = (
   'formal_languages',
   'mad',
   'needles',
+  'byte_needles',
   'meshes',
   'plans',
   'one_gpu',

@@ -110,6 +110,8 @@ STACK = {
 
 # Fields of a model that say how it is computed, not what: a run goes on with other ones.
 MEANS = ('remat', 'implementation')
+# Fields of the data that a run finds out by itself.
+NOTED = ('digest', 'tokenizer_digest')
 
 # Steps, sequences per step, tokens per sequence, peak learning rate, warm-up steps.
 RUNS = {
@@ -162,8 +164,9 @@ def get_config(arg: str = 'hope-tiny') -> ml_collections.ConfigDict:
     # Or python_source, a text file, a glob pattern; to be given where empty.
     'corpus': '' if size in LARGE else 'documentation',
     'max_bytes': config_dict.placeholder(int),
-    'digest': '',  # Of the text, as a run notes it; if given, another text is refused.
     'tokenizer': '' if size in LARGE else 'bytes',  # Or a `tokenizers` JSON file.
+    'digest': '',  # Of the text, and of the tokenizer's file, as a run notes them; if one is given,
+    'tokenizer_digest': '',  # another text or file is refused.
     'seq_len': seq_len,
     'batch_size': batch_size,
     'sampling': 'epochs',  # Or random.

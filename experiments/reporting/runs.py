@@ -134,13 +134,13 @@ def _check_current(run: Run, workdir: pathlib.Path) -> None:
 
 
 def _effective(config: dict[str, Any]) -> dict[str, Any]:
-  """A configuration without means, and without the options of optimizers that it does not name."""
+  """A configuration without means, what a run notes, and options of other optimizers."""
   optimizer = config['optimizer']
   others = [key for key, value in optimizer.items() if isinstance(value, dict)]
   others = [key for key in others if key != optimizer['name']]
   return {
     **config,
-    'data': {k: v for k, v in config['data'].items() if k != 'digest'},  # Known once it has run.
+    'data': {k: v for k, v in config['data'].items() if k not in lm.NOTED},
     'model': {k: v for k, v in config['model'].items() if k not in lm.MEANS},
     'optimizer': {k: v for k, v in optimizer.items() if k not in others},
   }

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import common
 from experiments.studies import Found, greys, labelled_run, records, short_run
-from nlx import evaluation, models, training
+from nlx import data, evaluation, models, training
 
 TITLE = 'Needles in longer texts than those of training'
 CAPTION = (
@@ -31,25 +31,31 @@ CAPTION = (
   'means over tasks.'
 )
 TASKS = ('single_1', 'single_2', 'single_3', 'multikey_1', 'multiquery', 'multivalue')
-NUM_DIGITS, TEXT_WEIGHT, PARAMETERS = 3, 0.1, 130_000
+NUM_DIGITS, PARAMETERS = 3, 130_000
 BINS = 8  # of depths, in the figure; 40 is a multiple
+MOST_TOKENS = 25_600  # that are read at a time to answer
+Fields = tuple[tuple[str, Any], ...]  # of `lm.py:FAMILY-tiny` that differ
 
 
 class Reading(NamedTuple):
   """How long a model learns from texts of the first length, and what it is asked."""
 
+  code: str = 'symbols'  # A key of `CODES`.
+  tasks: tuple[str, ...] = TASKS
   steps: int = 2000
   batch_size: int = 16
   looks: int = 6
+  text_weight: float = 0.1  # Of tokens that are not of the answer.
   texts: tuple[tuple[int, int], ...] = ((64, 100), (128, 100), (256, 100), (512, 50))  # tokens, N
 
 
 class Sizes(NamedTuple):
   """What is trained."""
 
-  models: tuple[str, ...]
+  models: dict[str, tuple[str, Fields]]  # Families, and what differs.
   rates: tuple[float, ...] = (3e-3, 6e-3)
   seeds: tuple[int, ...] = (0, 1, 2)
+  tried: int = 3  # Seeds at every rate; the others are run at the best.
   reading: Reading = Reading()
   processes: int | None = None  # As many as there are cores if None.
 
@@ -57,7 +63,8 @@ class Sizes(NamedTuple):
 class Job(NamedTuple):
   """A run of a model."""
 
-  model: str
+  family: str
+  fields: Fields
   rate: float
   seed: int
   reading: Reading
@@ -70,41 +77,66 @@ class Asked(NamedTuple):
   texts: evaluation.LabelledSequences  # one after another
 
 
-# Families, and fields of `lm.py:FAMILY-tiny` that differ.
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-  'HOPE, 1 level': ('hope', {'projection_chunk_size': 32, **short_run.levels(32)}),
-  'HOPE': ('hope', {}),
-  'HOPE-Attention, 1 level': ('hope_attention', short_run.levels(32)),
-  'Titans': ('titans', {}),
-  'Gated DeltaNet': ('gated_deltanet', {}),
-  'sliding window': ('transformer', {'window': 16}),
-  'Transformer++': ('transformer', {}),
+def _fields(**fields: Any) -> Fields:
+  return tuple(fields.items())
+
+
+_LEVEL = short_run.levels(32)
+MODELS = {
+  'HOPE, 1 level': ('hope', _fields(projection_chunk_size=32, **_LEVEL)),
+  'HOPE': ('hope', ()),
+  'HOPE-Attention, 1 level': ('hope_attention', _fields(**_LEVEL)),
+  'Titans': ('titans', ()),
+  'Gated DeltaNet': ('gated_deltanet', ()),
+  'sliding window': ('transformer', _fields(window=16)),
+  'Transformer++': ('transformer', ()),
 }
-FULL = Sizes(tuple(MODELS))
+FULL = Sizes(MODELS)
 SMOKE = Sizes(
-  ('sliding window',),
+  {'sliding window': MODELS['sliding window']},
   (1e-3,),
   (0,),
-  Reading(2, 6, 1, ((64, 2), (80, 2))),
+  reading=Reading(steps=2, batch_size=6, looks=1, texts=((64, 2), (80, 2))),
   processes=1,
 )
 
 
 def run(sizes: Sizes) -> Found:
   """Returns a row for each model, task and length."""
-  jobs = [
-    Job(name, rate, seed, sizes.reading)
-    for name in sizes.models
-    for rate in sizes.rates
-    for seed in sizes.seeds
-  ]
-  processes = sizes.processes or records.cores()
-  found = iter(records.remember_all('needles', jobs, measure, processes=processes))
+  return compare('needles', sizes)
+
+
+def compare(study: str, sizes: Sizes) -> Found:
+  """Trains all models alike, and asks for needles.
+
+  Args:
+    study: What records are kept for.
+    sizes: What is trained.
+
+  Returns:
+    A row for each model, task and length, and their figure.
+  """
+
+  def made(rates, seeds):
+    """The runs of each model at its rates, by rate."""
+    keys = [(name, rate, seed) for name in rates for rate in rates[name] for seed in seeds]
+    jobs = [Job(*sizes.models[name], rate, seed, sizes.reading) for name, rate, seed in keys]
+    processes = sizes.processes or records.cores()
+    found = iter(records.remember_all(study, jobs, measure, processes=processes))
+    return {
+      name: {rate: [next(found) for _ in seeds] for rate in of_model}
+      for name, of_model in rates.items()
+    }
+
+  tried = made(dict.fromkeys(sizes.models, sizes.rates), sizes.seeds[: sizes.tried])
+  best = {
+    name: max(of_model, key=lambda rate, runs=of_model: _score(runs[rate]))
+    for name, of_model in tried.items()
+  }
+  others = made({name: (rate,) for name, rate in best.items()}, sizes.seeds[sizes.tried :])
   rows, by_depth = [], {}
-  for name in sizes.models:
-    tried = {rate: [next(found) for _ in sizes.seeds] for rate in sizes.rates}
-    rate = max(tried, key=lambda rate: _score(tried[rate]))
-    runs = tried[rate]
+  for name, rate in best.items():
+    runs = tried[name][rate] + others[name][rate]
     by_depth[name] = np.mean([one['by_depth'] for one in runs], axis=0)
     rows += [
       {
@@ -115,7 +147,7 @@ def run(sizes: Sizes) -> Found:
         'length': length,
         **_summary([one['recall'][i][j] for one in runs]),
       }
-      for j, task in enumerate(TASKS)
+      for j, task in enumerate(sizes.reading.tasks)
       for i, (length, _) in enumerate(sizes.reading.texts)
     ]
   return Found(rows, plot([length for length, _ in sizes.reading.texts], by_depth))
@@ -123,25 +155,26 @@ def run(sizes: Sizes) -> Found:
 
 def measure(job: Job) -> dict[str, Any]:
   """Trains once, and asks for needles in texts of every length."""
-  sizes, code, length = job.reading, short_code(), job.reading.texts[0][0]
-  config = build(job.model, code.vocab_size)
-  num_train = -(-sizes.steps * sizes.batch_size // len(TASKS))
-  learned = ask(code, length, num_train, seed=0, split='train').texts
+  sizes, (length, count) = job.reading, job.reading.texts[0]
+  config = build(job.family, job.fields, CODES[sizes.code]('train').vocab_size)
+  num_train = -(-sizes.steps * sizes.batch_size // len(sizes.tasks))
+  learned = ask(sizes, length, num_train, seed=0, split='train').texts
   steps = sizes.looks * (len(learned.tokens) // sizes.looks // sizes.batch_size)
   rate = training.warmup_cosine(job.rate, warmup_steps=min(100, steps // 2), total_steps=steps)
   trained = labelled_run.train(
     lambda rngs: models.create(config, rngs=rngs),
     logits,
-    learned._replace(mask=np.maximum(learned.mask, TEXT_WEIGHT)),
-    ask(code, length, sizes.texts[0][1], seed=1, split='train').texts,
+    learned._replace(mask=np.maximum(learned.mask, sizes.text_weight)),
+    ask(sizes, length, count, seed=1, split='train').texts,
     seeds=(job.seed,),
     tx=training.optimizer('adamw', rate, b1=0.9, b2=0.95, weight_decay=0.01),
     schedule=labelled_run.Schedule(sizes.batch_size, sizes.looks, 1 / sizes.looks, sizes.looks + 1),
   )
   recalls = []
   for length, count in sizes.texts:
-    asked = ask(code, length, count, seed=0, split='test')
-    found = labelled_run.answers(trained.logits, trained.params, asked.texts, batch_size=50)
+    asked = ask(sizes, length, count, seed=0, split='test')
+    at_once = max(1, min(50, MOST_TOKENS // length))
+    found = labelled_run.answers(trained.logits, trained.params, asked.texts, batch_size=at_once)
     recalls.append(recall(found.predictions, asked))
   return {
     'parameters': models.count_parameters(config),
@@ -153,11 +186,10 @@ def measure(job: Job) -> dict[str, Any]:
   }
 
 
-def build(name: str, vocab_size: int) -> models.LanguageModelConfig:
+def build(family: str, fields: Fields, vocab_size: int) -> models.LanguageModelConfig:
   """Returns a model of two layers."""
-  family, fields = MODELS[name]
   size = {'num_layers': 2, 'parameters': PARAMETERS, 'remat': 'none'}
-  config = short_run.small(family, steps=2, **{'cms_periods': (0,), **size, **fields})
+  config = short_run.small(family, steps=2, **{'cms_periods': (0,), **size, **dict(fields)})
   return common.make_model_config(config.model, vocab_size)
 
 
@@ -172,31 +204,47 @@ def logits(model: models.LanguageModel, tokens: jax.Array) -> jax.Array:
   return found.reshape((len(tokens), -1, found.shape[-1]))[:, : tokens.shape[1]]
 
 
-def short_code() -> evaluation.NeedleCode:
-  """The code of symbols, with fewer digits, and questions that end as what precedes a value."""
-  code = evaluation.symbol_code()
-
-  def short(text):
-    first, *rest = text.split('-')
-    return first if rest else first[:NUM_DIGITS]
+def short_symbols(_: str) -> evaluation.NeedleCode:
+  """The code of symbols for short values, and questions that end as what precedes a value."""
+  code = _short(evaluation.symbol_code())
 
   def question(task, keys):
     *rest, _ = code.question(task, keys)
     return [*rest, code.needle(task, keys[0], '0')[-3]]  # IS, before value and end.
 
+  return code._replace(question=question)
+
+
+def short_bytes(split: str) -> evaluation.NeedleCode:
+  """English as bytes for short values; essays are of another part of the text in each split."""
+  training_part, test_part = data.split_text(data.load_text('documentation'))
+  essay = training_part if split == 'train' else test_part
+  return _short(evaluation.byte_code(essay.decode()))
+
+
+CODES = {'symbols': short_symbols, 'bytes': short_bytes}
+
+
+def _short(code: evaluation.NeedleCode) -> evaluation.NeedleCode:
+  """The code, with fewer digits."""
+
+  def short(text):
+    first, *rest = text.split('-')
+    return first if rest else first[:NUM_DIGITS]
+
   return code._replace(
-    question=question,
     value=lambda text: code.value(short(text)),
     needle=lambda task, key, value: code.needle(task, key, short(value)),
     answer=lambda task, values: code.answer(task, [short(value) for value in values]),
   )
 
 
-def ask(code: evaluation.NeedleCode, length: int, count: int, *, seed: int, split: str) -> Asked:
+def ask(reading: Reading, length: int, count: int, *, seed: int, split: str) -> Asked:
   """Returns so many texts of every task."""
+  code = CODES[reading.code](split)
   tasks = tuple(
     evaluation.needle_texts(task, code, length=length, num_examples=count, seed=seed, split=split)
-    for task in TASKS
+    for task in reading.tasks
   )
   fields = evaluation.LabelledSequences._fields
   together = (np.concatenate([getattr(one, name) for one in tasks]) for name in fields)

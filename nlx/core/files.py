@@ -21,7 +21,7 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
   """Returns the path of a file or folder on the disk or in a bucket.
 
   Args:
-    path: As in `runs/tiny` or `gs://bucket/runs/tiny`.
+    path: As in `runs/tiny`, `~/runs/tiny` or `gs://bucket/runs/tiny`.
 
   Returns:
     A `pathlib.Path`; for a bucket an `etils.epath.Path`, which has the same methods to join, read
@@ -37,7 +37,7 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
   """
   text = os.fspath(path)
   if _SCHEME.match(text) is None:
-    return pathlib.Path(path)
+    return pathlib.Path(path).expanduser()
   if not is_remote(text):
     raise ValueError(f'`path` must be on the disk or begin with {BUCKETS}, got {text!r}.')
   _bucket_class(text)

@@ -121,7 +121,7 @@ def split_text(text: bytes) -> tuple[bytes, bytes]:
 
 def _find(corpus: str) -> list[pathlib.Path]:
   """Returns the files that a path or a pattern names, in order."""
-  path = core.as_path(corpus).expanduser()
+  path = core.as_path(corpus)
   if path.is_file():
     return [path]
   if any(mark in corpus for mark in '*?['):

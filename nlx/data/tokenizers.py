@@ -1,5 +1,6 @@
 """Tokenizers: text to ids and back, with a known number of ids."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ class Tokenizer(NamedTuple):
   vocab_size: int  # Ids are in [0, vocab_size).
   encode: Callable[[str], np.ndarray]  # text -> [N] ids
   decode: Callable[[Sequence[int]], str]  # [N] ids -> text
+  digest: str = ''  # First 12 hexadecimal digits of the SHA-256 of its file; '' if it has none.
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -77,7 +79,8 @@ def json_tokenizer(path: str) -> Tokenizer:
     return inner.decode([int(token) for token in tokens], skip_special_tokens=False)
 
   ids = inner.get_vocab(with_added_tokens=True).values()
-  return Tokenizer(1 + max(ids, default=-1), encode, decode)
+  digest = hashlib.sha256(content).hexdigest()[:12]
+  return Tokenizer(1 + max(ids, default=-1), encode, decode, digest)
 
 
 def tokenizer(name: str) -> Tokenizer:

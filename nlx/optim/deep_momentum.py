@@ -17,7 +17,7 @@ from nlx.optim.momentum import scale_by_momentum
 class ScaleByDeepMomentumState(NamedTuple):
   """State of `scale_by_deep_momentum`."""
 
-  learned: Any  # per leaf [..., M, N] {'w1': [..., N, F], 'w2': [..., F, N]}, at least float32
+  learned: Any  # {'w1': of leaves [..., M, N], [..., N, F], 'w2': [..., F, N]}, at least float32
   features: Any  # per leaf [..., F, N], where w2 starts from; at least float32
 
 
@@ -82,7 +82,10 @@ def scale_by_deep_momentum(
   core.check_positive('hidden', hidden)
   memory = Memory(_perceptron(hidden), gradient(), objective or dot_product())
 
-  def learn(grads, learned, features):
+  parts = {'w1': 0, 'w2': 0}
+
+  def learn(grads, w1, w2, features):
+    learned = {'w1': w1, 'w2': w2}
     rows = _unit_rows(grads)
     inputs, errors = surprise(memory, _weights(learned, features), rows, rows)
 
@@ -92,7 +95,8 @@ def scale_by_deep_momentum(
 
     return {name: step(learned[name], inputs[name], errors[name]) for name in learned}
 
-  def read(grads, learned, features):
+  def read(grads, w1, w2, features):
+    learned = {'w1': w1, 'w2': w2}
     answers = apply(memory.network, _weights(learned, features), _unit_rows(grads))
     if output is None:
       answers = _unit_scale(answers)
@@ -101,8 +105,9 @@ def scale_by_deep_momentum(
   def update(gradients, state, params):
     del params
     full = jax.tree.map(leaves.in_float32, gradients)
-    learned = jax.tree.map(learn, full, state.learned, state.features)
-    updates = jax.tree.map(read, full, learned, state.features)
+    old = (state.learned[name] for name in parts)
+    learned = leaves.part_by_part(jax.tree.map(learn, full, *old, state.features), parts, full)
+    updates = jax.tree.map(read, full, *(learned[name] for name in parts), state.features)
     updates = updates if output is None else output(updates)
     return leaves.as_dtypes_of(updates, gradients), state._replace(learned=learned)
 
@@ -110,10 +115,10 @@ def scale_by_deep_momentum(
     flat, structure = jax.tree.flatten(params)
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(len(flat))]
     drawn = [_draw(key, hidden, leaf) for key, leaf in zip(keys, flat, strict=True)]
-    learned = [{'w1': jnp.zeros_like(f.mT), 'w2': jnp.zeros_like(f)} for f in drawn]
-    return ScaleByDeepMomentumState(
-      jax.tree.unflatten(structure, learned), jax.tree.unflatten(structure, drawn)
-    )
+    features = jax.tree.unflatten(structure, drawn)
+    w1 = jax.tree.map(lambda f: jnp.zeros_like(f.mT), features)
+    w2 = jax.tree.map(jnp.zeros_like, features)
+    return ScaleByDeepMomentumState({'w1': w1, 'w2': w2}, features)
 
   def infos(state):
     return [

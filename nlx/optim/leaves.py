@@ -36,7 +36,21 @@ def zeros(params: Params) -> Params:
 
 def as_dtypes_of(updates: Updates, like: Updates) -> Updates:
   """Updates in the dtypes of the gradients that they come from."""
-  return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, like)
+  return jax.tree.map(lambda u, g: u if u.dtype == g.dtype else u.astype(g.dtype), updates, like)
+
+
+def part_by_part(per_leaf: Any, part: Any, tree: Any) -> Any:
+  """From records at the places of the leaves of `tree` to one record of trees like it.
+
+  State is kept so: containers such as `nnx.Optimizer` take what is at the place of a leaf for one
+  array.
+
+  Args:
+    per_leaf: Like `tree`, with a record like `part` for each leaf.
+    part: A dict or tuple of anything.
+    tree: Any tree.
+  """
+  return jax.tree.transpose(jax.tree.structure(tree), jax.tree.structure(part), per_leaf)
 
 
 def as_matrix(x: jax.Array) -> jax.Array:
@@ -61,5 +75,5 @@ def check_decay(name: str, value: Any) -> None:
 
 def check_not_negative(name: str, value: Any) -> None:
   """Raises ValueError if a number is below zero; values that are arrays pass unchecked."""
-  if isinstance(value, int | float) and value < 0:
+  if isinstance(value, int | float) and not value >= 0:
     raise ValueError(f'`{name}` must not be negative, got {value}.')

@@ -61,7 +61,8 @@ def every(
     def step(state, gradients):
       gradients = leaves.as_dtypes_of(gradients, like)
       updates, optimizer = inner.update(gradients, state.optimizer, params, **extra_args)
-      return EveryState(optimizer, leaves.as_dtypes_of(updates, state.updates))
+      # Some optimizers promote what they hold; a level has a state of one form.
+      return EveryState(*leaves.as_dtypes_of((optimizer, updates), tuple(state)))
 
     inner_level = levels.Level(start, step, read=lambda state: state.updates)
     return levels.periodic(inner_level, period, levels.mean())

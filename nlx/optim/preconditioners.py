@@ -126,7 +126,7 @@ class FactorsState(NamedTuple):
   """State of `kronecker` and `full_matrix`."""
 
   count: jax.Array  # type: ignore[assignment]  # int32 scalar, steps taken
-  moments: Any  # params-like tree of tuples of [..., N, N], at least float32
+  moments: Any  # tuple of params-like trees of [..., N, N], at least float32
   roots: levels.PeriodicState  # holds their inverse roots
 
 
@@ -169,7 +169,7 @@ def kronecker(
   def times(u, left, right):
     return _product(_product(left, u), right)
 
-  return _from_moments(products, times, 4, decay, ridge, period)
+  return _from_moments(products, times, 2, 4, decay, ridge, period)
 
 
 def full_matrix(
@@ -218,7 +218,7 @@ def full_matrix(
   def times(u, root):
     return _product(root, as_column(u)).reshape(u.shape)
 
-  return _from_moments(products, times, 2, decay, ridge, period)
+  return _from_moments(products, times, 1, 2, decay, ridge, period)
 
 
 class LearnedState(NamedTuple):
@@ -366,12 +366,13 @@ def _filled(moment, decay, count):
   return moment + unseen / (1 - unseen) * mean * _identities(moment.shape, moment.dtype)
 
 
-def _from_moments(products, times, power, decay, ridge, period) -> Preconditioner:
+def _from_moments(products, times, num_factors, power, decay, ridge, period) -> Preconditioner:
   """Inverse roots of moments of matrices, `period` steps apart.
 
   Args:
     products: From a gradient [..., M, N] to a tuple of [..., K, K], what is averaged.
     times: `(u [..., M, N], *roots) -> [..., M, N]`.
+    num_factors: How many moments a matrix has.
     power: Of the inverse roots.
     decay: Of the averages, or None for sums.
     ridge: Of the roots.
@@ -392,26 +393,29 @@ def _from_moments(products, times, power, decay, ridge, period) -> Preconditione
     )
     return levels.periodic(level, period, _NOTHING)
 
+  def products_of(gradients):
+    per_leaf = jax.tree.map(lambda g: products(leaves.as_matrix(leaves.in_float32(g))), gradients)
+    return leaves.part_by_part(per_leaf, (0,) * num_factors, gradients)
+
   def init(params):
     count = jnp.zeros((), jnp.int32)
-    zeros = jax.tree.map(lambda p: products(leaves.as_matrix(p)), leaves.zeros(params))
+    zeros = products_of(leaves.zeros(params))
     roots = held_roots(zeros, count).init(zeros)
     return FactorsState(count, zeros, roots._replace(count=jnp.asarray(period - 1, jnp.int32)))
 
   def update(gradients, state):
-    def learn(g, old):
-      new = products(leaves.as_matrix(leaves.in_float32(g)))
-      return tuple(_take_in(x, y, decay) for x, y in zip(old, new, strict=True))
+    def learn(old, new):
+      return _take_in(old, new, decay)
 
     count = optax.safe_increment(state.count)
-    moments = jax.tree.map(learn, gradients, state.moments)
+    moments = jax.tree.map(learn, state.moments, products_of(gradients))
     return FactorsState(count, moments, held_roots(moments, count).update(state.roots, ()))
 
   def apply(updates, state):
-    def one(u, roots):
+    def one(u, *roots):
       return leaves.on_matrices(lambda u: times(u, *roots))(leaves.in_float32(u))
 
-    return leaves.as_dtypes_of(jax.tree.map(one, updates, state.roots.held), updates)
+    return leaves.as_dtypes_of(jax.tree.map(one, updates, *state.roots.held), updates)
 
   def infos(state):
     rule = 'gradient' if decay is None else 'gradient, retention'

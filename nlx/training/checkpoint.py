@@ -32,6 +32,7 @@ class Checkpoints:
 
   Attributes:
     restored_step: Step of the checkpoint that was restored last; None if none was.
+    unreadable: Later steps that could not be read then, and why.
   """
 
   def __init__(self, folder: str | os.PathLike, *, keep: int = 3, read_only: bool = False):
@@ -43,18 +44,20 @@ class Checkpoints:
       read_only: Refuse to write.
 
     Raises:
-      ValueError: If `keep` is smaller than 1.
+      ValueError: If `keep` is smaller than 1, or a folder to write to has a bracket in its path.
     """
     if keep < 1:
       raise ValueError(f'`keep` must be at least 1 checkpoint, got {keep}.')
     self._folder = core.real_path(folder)
+    if not read_only and '[' in str(self._folder):  # A pattern in Orbax, which would lose arrays.
+      raise ValueError(f'`folder` must have no "[" in its path, got {str(self._folder)!r}.')
     limits = {} if read_only else {'max_to_keep': keep, 'cleanup_tmp_directories': True}
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(read_only=read_only, create=not read_only, **limits),
       item_names=('params', 'rest', 'data', 'meta'),
     )
-    self._unreadable: dict[int, str] = {}
+    self.unreadable: dict[int, str] = {}
     self.restored_step: int | None = None
 
   def steps(self) -> list[int]:
@@ -71,6 +74,7 @@ class Checkpoints:
 
     Raises:
       CheckpointError: If this or the save before it failed.
+      ValueError: If two leaves have one name once paths are joined by dots, as they are on disk.
     """
     step = int(state.step)
     params, rest = _split(state)
@@ -83,9 +87,9 @@ class Checkpoints:
     )
     self.wait()
     try:
-      for broken in self._unreadable:
+      for broken in self.unreadable:
         self._manager.delete(broken)
-      self._unreadable = {}
+      self.unreadable = {}
       if step in self.steps():
         raise FileExistsError(f'there is a checkpoint of step {step} already')
       self._manager.save(step, args=args, force=True)
@@ -122,7 +126,7 @@ class Checkpoints:
     if read is None:
       return None
     state = _join(read['params'], read['rest'], like)
-    return Restored(state, read['data'], read['meta']['caller'], dict(self._unreadable))
+    return Restored(state, read['data'], read['meta']['caller'], dict(self.unreadable))
 
   def restore_params(self, like: Params) -> Params:
     """Restores only the parameters of the latest checkpoint that can be read.
@@ -158,15 +162,17 @@ class Checkpoints:
     """Reads the items of the latest readable step and notes those that are not."""
     unreadable = {}
     for step in reversed(self.steps()):
-      try:
-        read = self._read(step, like)
-      except _ShapeError as error:
-        raise ValueError(f'Checkpoint {step} in {self._folder} does not fit: {error}') from None
-      except Exception as error:  # Truncated or missing files raise many types.
-        unreadable[step] = f'{type(error).__name__}: {error}'
-        continue
-      self._unreadable, self.restored_step = unreadable, step
-      return read
+      for is_last in (False, True):  # What cannot be read is deleted: a network may fail once.
+        try:
+          read = self._read(step, like)
+        except _ShapeError as error:
+          raise ValueError(f'Checkpoint {step} in {self._folder} does not fit: {error}') from None
+        except Exception as error:  # Truncated or missing files raise many types.
+          if is_last:
+            unreadable[step] = f'{type(error).__name__}: {error}'
+        else:
+          self.unreadable, self.restored_step = unreadable, step
+          return read
     if unreadable:
       step, reason = next(iter(unreadable.items()))
       raise CheckpointError(
@@ -218,7 +224,9 @@ def _split(state: TrainState) -> tuple[Params, dict[str, Any]]:
 
 
 def _join(params: Params, rest: dict[str, Any], like: TrainState) -> TrainState:
-  key = jax.random.wrap_key_data(rest['key'], impl=jax.random.key_impl(like.key))
+  key = rest['key']
+  if jnp.issubdtype(like.key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key, impl=jax.random.key_impl(like.key))
   return TrainState(params, rest['opt_state'], rest['step'], key, rest['failed_step'])
 
 
@@ -235,6 +243,9 @@ def _with_empty(tree: Any, like: Any) -> Any:
 def _shapes(tree: Any) -> dict[str, list]:
   """Returns path -> [shape, dtype] of every leaf."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
+  names = [jax.tree_util.keystr(path, simple=True, separator='.') for path, _ in leaves]
+  if twice := [name for name in names if names.count(name) > 1]:
+    raise ValueError(f'leaves must have names of their own, but two are {twice[0]!r}.')
   return {jax.tree_util.keystr(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
 
 

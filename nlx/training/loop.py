@@ -1,9 +1,11 @@
 """The training loop: progress, evaluation, checkpoints and exact resume."""
 
+import contextlib
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from nlx.core import checks
 from nlx.training import step as steps
 from nlx.training.checkpoint import Checkpoints
 from nlx.training.failure import non_finite_error, non_finite_validation
+from nlx.training.lock import lock
 from nlx.training.metrics import MetricsWriter, read_metrics
 from nlx.training.preemption import Preempted, Watch
 from nlx.training.step import Batch, Metrics, TrainState
@@ -56,10 +59,13 @@ def train(
     NonFiniteError: If a loss, its gradient or the update is not finite; says the step and the
       level, and saves nothing more.
     Preempted: If SIGTERM told the run to end; it has saved, and the same call goes on.
-    ValueError: If a setting is out of range, or a checkpoint has other shapes than `state`.
+    ValueError: If a setting is out of range, `task.validation` can be read only once, another
+      process trains in `workdir`, or a checkpoint has other shapes than `state`.
   """
   for name, value in settings._asdict().items():
     checks.check_positive(name, value)
+  if isinstance(task.validation, Iterator):
+    raise ValueError('`task.validation` must be read at every evaluation, got an iterator.')
   loop = _Loop(task, settings, core.as_path(workdir), sharding, hooks, meta or {})
   try:
     return loop.run(state)
@@ -74,6 +80,7 @@ class _Loop:
     self.task, self.settings, self.hooks = task, settings, hooks
     self.workdir, self.sharding, self.meta = workdir, sharding, meta
     self.primary = jax.process_index() == 0
+    self.lock = lock(workdir) if self.primary else None
     self.checkpoints = Checkpoints(workdir / 'checkpoints', keep=settings.keep)
     self.progress = Progress()
     self.last_row: dict[str, float] = {}
@@ -324,9 +331,10 @@ class _Loop:
     raise Preempted(step)
 
   def close(self) -> None:
-    self.watch.close()
-    try:
+    with contextlib.ExitStack() as last_first:
+      if self.lock is not None:
+        last_first.callback(self.lock.close)
+      last_first.callback(self.checkpoints.close)
       if self.writer is not None:
-        self.writer.close()
-    finally:
-      self.checkpoints.close()
+        last_first.callback(self.writer.close)
+      last_first.callback(self.watch.close)

@@ -130,31 +130,43 @@ def evaluate(eval_step: LossFn, params: Params, batches: Iterable[Batch]) -> tup
 def _mean_gradient(loss_fn: LossFn, params: Params, batch: Batch, accumulation: int):
   """Returns the mean loss, the number of tokens and the gradient of the mean."""
 
-  def sums_of(params, batch):
-    (loss_sum, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+  def mean(params, batch):
+    loss_sum, count = loss_fn(params, batch)
+    return _over(loss_sum, count), count
 
-    def as_sum(grad):
-      if optim.is_captured(grad):  # Its moment is a mean already, whatever the loss.
-        return grad._replace(moment=grad.moment * count)
-      return grad
-
-    return loss_sum, count, jax.tree.map(as_sum, grads, is_leaf=optim.is_captured)
+  def means_of(batch):
+    return jax.value_and_grad(mean, has_aux=True)(params, batch)
 
   if accumulation == 1:
-    loss_sum, count, grads = sums_of(params, batch)
-  else:
+    (loss, count), grads = means_of(batch)
+    return loss, count, grads
 
-    def add(sums, microbatch):
-      return jax.tree.map(jnp.add, sums, sums_of(params, microbatch)), None
+  def sums_of(batch):
+    (loss, count), grads = means_of(batch)
+    return jax.tree.map(lambda x: _wide(x) * count, (loss, grads)), count
 
-    microbatches = jax.tree.map(lambda leaf: _divide(leaf, accumulation), batch)
-    zeros = jax.tree.map(
-      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-      jax.eval_shape(sums_of, params, jax.tree.map(lambda leaf: leaf[0], microbatches)),
-    )
-    (loss_sum, count, grads), _ = jax.lax.scan(add, zeros, microbatches)
-  scale = 1 / jnp.maximum(count, 1).astype(jnp.float32)
-  return loss_sum * scale, count, jax.tree.map(lambda grad: grad * scale, grads)
+  def add(sums, microbatch):
+    return jax.tree.map(jnp.add, sums, sums_of(microbatch)), None
+
+  microbatches = jax.tree.map(lambda leaf: _divide(leaf, accumulation), batch)
+  zeros = jax.tree.map(
+    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+    jax.eval_shape(sums_of, jax.tree.map(lambda leaf: leaf[0], microbatches)),
+  )
+  (sums, count), _ = jax.lax.scan(add, zeros, microbatches)
+  loss, grads = jax.tree.map(lambda x: _over(x, count), sums)
+  return loss, count, jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, params)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+  """In at least float32: in 16 bits a sum soon stops to grow."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _over(total: jax.Array, count: jax.Array) -> jax.Array:
+  """A sum divided by the number of tokens in it, nothing by 1."""
+  total = _wide(total)
+  return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
 def _divide(leaf: jax.Array, parts: int) -> jax.Array:

@@ -19,7 +19,7 @@ class Task(NamedTuple):
   tx: optax.GradientTransformation
   schedule: optax.Schedule  # Learning rate by step, for the metrics.
   batches: Iterator[HostBatch]  # Endless; with get_state() -> dict and set_state(dict).
-  validation: Iterable[HostBatch]
+  validation: Iterable[HostBatch]  # Read anew at every evaluation.
   train_bytes_per_token: float
   validation_bytes_per_token: float
 

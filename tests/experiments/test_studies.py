@@ -29,6 +29,7 @@ from nlx import data, models, training
   'name',
   [
     'all_models',
+    'byte_needles',
     'continual_digits',
     'curved_valley',
     'domains',

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from nlx import optim
 from tests.optim.catalogue import CATALOGUE, trees
@@ -184,6 +185,48 @@ def test_multi_steps_steps_with_the_mean_gradient(name):
   alone = make(name)
   want, _ = jax.jit(alone.update)(gradients, jax.jit(alone.init)(params), params)
   assert_trees_close(got, want, rtol=1e-3, atol=1e-5)
+
+
+class Layers(nnx.Module):
+  """What an `nnx.Optimizer` trains."""
+
+  def __init__(self, rngs):
+    self.linear = nnx.Linear(3, 4, rngs=rngs)
+
+  def __call__(self, x):
+    return self.linear(x)
+
+
+@pytest.mark.parametrize(
+  'tx',
+  [
+    *(pytest.param(entry.full(entry.rate), id=name) for name, entry in CATALOGUE.items()),
+    pytest.param(
+      optim.preconditioned_momentum(0.02, preconditioner=optim.kronecker()), id='kronecker'
+    ),
+    pytest.param(
+      optim.preconditioned_momentum(0.02, preconditioner=optim.full_matrix()), id='full_matrix'
+    ),
+    pytest.param(optim.every(optim.deep_momentum(0.02), 2), id='every'),
+  ],
+)
+def test_nnx_optimizer_takes_the_same_steps(tx):
+  """It wraps each leaf of a state, so that none may have anything but an array in its place."""
+  model = Layers(nnx.Rngs(0))
+  graph, params = nnx.split(model, nnx.Param)
+  params = nnx.as_pure(params)
+  optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(params)
+  inputs = jax.random.normal(jax.random.key(0), (5, 3))
+
+  def loss(model):
+    return jnp.square(model(inputs)).mean()
+
+  for _ in range(3):
+    optimizer.update(model, nnx.grad(loss)(model))
+    gradients = jax.grad(lambda params: loss(nnx.merge(graph, params)))(params)
+    updates, state = tx.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+  assert_trees_close(nnx.as_pure(nnx.state(model, nnx.Param)), params)
 
 
 @every_optimizer
