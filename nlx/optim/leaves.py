@@ -50,7 +50,10 @@ def part_by_part(per_leaf: Any, part: Any, tree: Any) -> Any:
     part: A dict or tuple of anything.
     tree: Any tree.
   """
-  return jax.tree.transpose(jax.tree.structure(tree), jax.tree.structure(part), per_leaf)
+  structure, record = jax.tree.structure(tree), jax.tree.structure(part)
+  rows = [record.flatten_up_to(one) for one in structure.flatten_up_to(per_leaf)]
+  trees = [structure.unflatten(row[i] for row in rows) for i in range(record.num_leaves)]
+  return record.unflatten(trees)
 
 
 def as_matrix(x: jax.Array) -> jax.Array:

@@ -31,16 +31,17 @@ def test_resume_may_change_how_the_model_is_computed(tmp_path):
 
 
 def test_digest_of_a_text_is_noted_in_a_configuration_of_its_own():
-  config, corpus = lm.get_config('hope-tiny'), data.Corpus(None, None, 'a' * 12)
-  found = language_model.with_digest(config, corpus)
-  assert (config.data.digest, found.data.digest) == ('', 'a' * 12)
-  assert language_model.with_digest(found, corpus) == found
+  config = lm.get_config('hope-tiny')
+  found = language_model.with_digests(config, 'a' * 12, 'c' * 12)
+  assert [config.data[name] for name in lm.NOTED] == ['', '']
+  assert [found.data[name] for name in lm.NOTED] == ['a' * 12, 'c' * 12]
+  assert language_model.with_digests(found, 'a' * 12, 'c' * 12) == found
   del config.data.digest  # As in a run of before.
-  assert language_model.with_digest(config, corpus).data.digest == 'a' * 12
+  assert language_model.with_digests(config, 'a' * 12, '').data.digest == 'a' * 12
   with pytest.raises(
     ValueError, match="`data.digest` is 'a*', but that of 'documentation' is 'b*'"
   ):
-    language_model.with_digest(found, corpus._replace(digest='b' * 12))
+    language_model.with_digests(found, 'b' * 12, 'c' * 12)
 
 
 def test_folder_of_another_text_is_an_error(tmp_path):
