@@ -34,9 +34,9 @@ def first_params(
     FileNotFoundError: If `config.pretrained` holds neither a run nor a Llama.
     ValueError: If it holds another model.
   """
-  folder = core.as_path(config.pretrained)
   if not config.pretrained or common.has_checkpoint(workdir):
     return language.params
+  folder = core.as_path(config.pretrained)
   if is_llama(folder):
     model = _load_llama(config, language, folder)
   else:

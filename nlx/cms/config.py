@@ -1,5 +1,6 @@
 """The shape of a continuum memory system, and the rules by which its blocks learn in context."""
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -87,9 +88,11 @@ class CMSConfig:
     self._check_hidden()
 
   def _check_periods(self):
-    if not self.periods or any(period < 0 for period in self.periods):
+    fit = [isinstance(x, numbers.Integral) and x >= 0 for x in self.periods]
+    if not fit or not all(fit):
       raise ValueError(
-        f'`periods` must name at least one block, each of 0 or more tokens, got {self.periods}.'
+        '`periods` must name at least one block, each of 0 or more whole tokens, got '
+        f'{self.periods}.'
       )
     periods = self.in_context_periods
     if len(set(periods)) < len(periods):

@@ -29,13 +29,16 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
 
   Raises:
     ImportError: If it is in a bucket and the extra `gcs` is not installed.
-    ValueError: If it begins with another scheme, or with `gs:/`, as pathlib writes `gs://`.
+    ValueError: If it is empty, or begins with another scheme, or with `gs:/`, as pathlib writes
+      `gs://`.
 
   Example:
     >>> as_path('runs') / 'tiny' == pathlib.Path('runs/tiny')
     True
   """
   text = os.fspath(path)
+  if not text:
+    raise ValueError('`path` must name a file or folder, got an empty text.')
   if _SCHEME.match(text) is None:
     return pathlib.Path(path).expanduser()
   if not is_remote(text):

@@ -26,7 +26,8 @@ def orthogonalize(x: jax.Array, schedule: Sequence[Triple], eps: float) -> jax.A
     eps: Added to the Frobenius norm, by which x is divided first.
 
   Returns:
-    [n, M, N], computed in at least float32.
+    [n, M, N], kept in at least float32; products are as precise as
+    `jax.default_matmul_precision` says.
 
   References:
     Behrouz et al., Nested Learning, arXiv 2512.24695v1, Eqs. 43-44; Jordan et al., Muon, 2024.

@@ -155,7 +155,10 @@ class Answers:
     if self._max_length is not None:
       room = self._max_length - max_tokens
       core.check_positive('max_length - max_gen_toks', room, 'token')
+      is_cut = len(tokens) > room
       tokens = tokens[-room:]
+      if is_cut and self._prefix_all:
+        tokens = np.append(self._prefix, tokens[1:])
     return Prompt(tokens, until + self._endings, max_tokens, _sampling(options))
 
   def _begin(self, tokens, context):
@@ -230,4 +233,5 @@ def _sampling(options: dict[str, Any]) -> models.Sampling:
   temperature = options.get('temperature', 1.0 if sampled else 0.0)
   if sampled is False or not temperature:
     return models.GREEDY
-  return models.Sampling(temperature, options.get('top_k'), options.get('top_p', 1.0))
+  top_k, top_p = options.get('top_k') or None, options.get('top_p')  # Of 0: all.
+  return models.Sampling(temperature, top_k, 1.0 if top_p is None else top_p)

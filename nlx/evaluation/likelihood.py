@@ -113,6 +113,8 @@ def windows(passage: Passage, max_length: int | None) -> list[Passage]:
 
 def _check(passage, place, vocab_size):
   tokens, num_scored = passage
+  if not len(tokens):
+    raise ValueError(f'`passages[{place}].tokens` must hold at least one token, got none.')
   if not 0 <= num_scored < len(tokens):
     raise ValueError(
       f'`passages[{place}].num_scored` must be from 0 to {len(tokens) - 1}, one less than it has '
@@ -123,6 +125,8 @@ def _check(passage, place, vocab_size):
 
 def check_ids(name: str, tokens: np.ndarray, vocab_size: int) -> None:
   """Raises ValueError unless all tokens are ids of the vocabulary."""
+  if not np.issubdtype(np.asarray(tokens).dtype, np.integer):
+    raise ValueError(f'`{name}` must be integers, got {np.asarray(tokens).dtype}.')
   low, high = np.min(tokens), np.max(tokens)
   if low < 0 or high >= vocab_size:
     raise ValueError(f'`{name}` must lie in 0..{vocab_size - 1}, got {low if low < 0 else high}.')

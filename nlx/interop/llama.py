@@ -290,6 +290,8 @@ def _read_rope_base(described: dict[str, Any]) -> float:
   base = _get(described, 'rope_theta', 10_000.0)
   for key in ('rope_parameters', 'rope_scaling'):
     rope = _get(described, key, {})
+    if not isinstance(rope, dict):
+      raise ValueError(f'`{key}` of config.json must be an object, got {rope!r}.')
     kind = rope.get('rope_type', rope.get('type'))
     _check_value(f'{key}.rope_type', kind or 'default', 'default')
     _check_value(f'{key}.partial_rotary_factor', rope.get('partial_rotary_factor', 1.0), 1.0)

@@ -106,6 +106,11 @@ def layer(
     return jax.lax.cond(state.count >= chunk_size, periodic_level.flush, lambda state: state, state)
 
   def step(state, tokens, queries, num_valid=None):
+    if queries.shape[-2] > chunk_size:
+      raise ValueError(
+        f'`queries` must have at most the {chunk_size} tokens of a chunk, got {queries.shape[-2]}.'
+      )
+    _check_batch(state, tokens.keys)
     tokens, queries = _as(_dtype(state), _masked(tokens, num_valid), queries)
     factors = gate_factors(rule, tokens.gates)
     ticks = _ticks(0, queries.shape[-2], num_valid)
@@ -121,6 +126,7 @@ def layer(
 
     length = queries.shape[-2]
     core.check_positive('T', length, 'token')
+    _check_batch(state, tokens.keys)
     tokens, queries = _as(_dtype(state), _masked(tokens, num_valid), queries)
     whole = length // chunk_size * chunk_size
     pieces = []
@@ -138,6 +144,15 @@ def layer(
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-2), state
 
   return Layer(memory, periodic_level, unroll, step)
+
+
+def _check_batch(state, keys):
+  weights = next(iter(weights_of(state.held).values()))
+  batch, of_keys = weights.shape[:-2], keys.shape[:-2]
+  if len(of_keys) > len(batch) or jnp.broadcast_shapes(batch, of_keys) != batch:
+    raise ValueError(
+      f'`tokens` must have the leading axes of the weights, {batch}, got keys of {keys.shape}.'
+    )
 
 
 def _dtype(state):

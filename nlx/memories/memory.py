@@ -50,13 +50,15 @@ class Memory(NamedTuple):
 
 def natural_objective(rule: Rule) -> Objective:
   """The objective that a rule is printed with: the dot product for Oja's, L2 for all others."""
+  _check_kind('rule', rule, Rule, 'dgd()')
   return dot_product() if rule.transposed else l2()
 
 
 def check_rule(rule: Rule, network: Network, objective: Objective) -> None:
   """Raises ValueError if the rule does not apply to the network or to the objective."""
-  if not isinstance(objective, Objective):
-    raise ValueError(f'`objective` must be one such as `l2()`, got {objective!r}.')
+  _check_kind('rule', rule, Rule, 'dgd()')
+  _check_kind('network', network, Network, 'matrix()')
+  _check_kind('objective', objective, Objective, 'l2()')
   linear = rule.exact or rule.transposed
   added = {
     'momentum': rule.momentum and linear,
@@ -75,6 +77,11 @@ def check_rule(rule: Rule, network: Network, objective: Objective) -> None:
   needed = natural_objective(rule).name
   if objective.name != needed:
     raise ValueError(f'the rule {rule.name} needs the objective {needed}, got {objective.name}.')
+
+
+def _check_kind(name: str, part: Any, kind: type, example: str) -> None:
+  if not isinstance(part, kind):
+    raise ValueError(f'`{name}` must be one such as `{example}`, got {part!r}.')
 
 
 def init_state(memory: Memory, weights: Weights, widths: tuple[int, int] = (0, 0)) -> MemoryState:

@@ -86,6 +86,7 @@ class SeriesConfig:
   residual = True  # A block neither norms its input nor adds it.
 
   def __post_init__(self):
+    object.__setattr__(self, 'parts', tuple(self.parts))  # Hashable, if a list was given.
     _check_parts(self.parts, 1)
 
   @property

@@ -64,7 +64,7 @@ def around(
   fields = {'periods': (0,), **{name.removeprefix('cms_'): value for name, value in own.items()}}
   if (shares := fields.pop('shares', None)) is not None:
     hidden = _divide(hidden, shares, len(fields['periods']))
-  cms = CMSConfig(model_dim=mixer.model_dim, hidden=hidden, **fields, **shared)
+  cms = CMSConfig(model_dim=mixer.model_dim, hidden=hidden, **{**shared, **fields})
   return LanguageModelConfig(name=name, mixer=mixer, cms=cms, **options)
 
 
@@ -134,7 +134,7 @@ def hope(
     vocab_size=vocab_size,
     num_layers=num_layers,
     cms_periods=tuple(cms_periods),
-    cms_hidden=model_dim if cms_hidden is None else cms_hidden,
+    cms_hidden=model_dim if cms_hidden is None and 'mlp_hidden' not in rest else cms_hidden,
     remat=remat,
     **rest,
   )
@@ -178,7 +178,7 @@ def hope_attention(
     vocab_size=vocab_size,
     num_layers=num_layers,
     cms_periods=tuple(cms_periods),
-    cms_hidden=model_dim if cms_hidden is None else cms_hidden,
+    cms_hidden=model_dim if cms_hidden is None and 'mlp_hidden' not in rest else cms_hidden,
     **rest,
   )
 

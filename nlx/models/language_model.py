@@ -14,6 +14,7 @@ from nlx.memories.modules import Projection, RMSNorm
 from nlx.models import documents, streaming
 from nlx.models.config import LanguageModelConfig
 from nlx.models.description import gates_of, level_infos
+from nlx.models.diagnosis import sizes_of_states
 from nlx.models.losses import head_losses
 from nlx.models.streaming import Chunk, StreamState, Text
 
@@ -190,11 +191,12 @@ class LanguageModel(nnx.Module):
 
     def mix_with(x, inputs):
       params, state = inputs
-      return mix(nnx.merge(mixer, params), x, state)
+      x, state = mix(nnx.merge(mixer, params), x, state)
+      return x.astype(self.config.dtype), state
 
     def cms_then_next_mixer(x, inputs):
       cms_params, fast, *mixer_inputs = inputs
-      x = nnx.merge(cms, cms_params)(x, fast, mask)
+      x = nnx.merge(cms, cms_params)(x, fast, mask).astype(self.config.dtype)
       return mix_with(parallel.constrain_batch(x), mixer_inputs)
 
     policy = KEPT.get(self.config.remat)
@@ -254,7 +256,8 @@ class LanguageModel(nnx.Module):
     """
     model = nnx.merge(nnx.graphdef(self), slow)
     x, carry = model._read(chunk.tokens, fast, carry, num_valid, chunk.mask)
-    losses = head_losses(model._logits, x, chunk.targets, self.config.vocab_size) * chunk.mask
+    losses = head_losses(model._logits, x, chunk.targets, self.config.vocab_size)
+    losses = jnp.where(chunk.mask > 0, losses, 0) * chunk.mask  # NaN where a target is no token.
     return jnp.sum(losses, axis=1), jnp.sum(chunk.mask, axis=1), carry, model._logits(x)
 
   def run(
@@ -327,14 +330,15 @@ class LanguageModel(nnx.Module):
         f'`starts` must be [B, n] with the {batch_size} sequences of `tokens`, got {starts.shape}.'
       )
     entries = starts.shape[1]
-    size = base if learns else -(-length // max(entries, 1))
-    if entries != -(-length // size) or size % base:
-      raise ValueError(
-        f'`starts` must have one entry for every base chunk of {base} tokens'
-        f'{"" if learns else ", or for every several of them"}: '
-        f'{entries} entries do not fit {length} tokens.'
-      )
-    return size
+    if entries == -(-length // base):
+      return base
+    if not learns and entries and not length % entries and not length // entries % base:
+      return length // entries
+    raise ValueError(
+      f'`starts` must have one entry for every base chunk of {base} tokens'
+      f'{"" if learns else ", or for equal stretches of them"}: '
+      f'{entries} entries do not fit {length} tokens.'
+    )
 
   def loss(
     self,
@@ -383,18 +387,10 @@ class LanguageModel(nnx.Module):
       mask: [B, T].
 
     Returns:
-      For each level, fastest first, the root mean square of its state after each base chunk [n].
+      For each level, fastest first, the root mean square of its state after each base chunk [n],
+      of models without chunks after the text [1].
     """
-    names = [info.name for info in self.level_infos()]
-    slow = core.root_mean_square(nnx.state(self))
-
-    def sizes(reading):
-      states = (*self.mixer_states(reading.after), *reading.fast)
-      fast_sizes = [core.root_mean_square(state) for state in states]
-      return jnp.stack([*fast_sizes, slow])
-
-    outputs = self.run(tokens, targets, mask, sizes).outputs
-    return {name: outputs[:, i] for i, name in enumerate(names)}
+    return sizes_of_states(self, tokens, targets, mask)
 
   def mixer_states(self, carry: Carry) -> list:
     """The state of each level of the mixers over all layers."""

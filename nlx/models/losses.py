@@ -13,13 +13,14 @@ MAX_LOGITS = 2**24  # Of one sequence at a time: 512 tokens of a vocabulary of 3
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """-log p(target) in nats: logits [..., vocab_size], targets [...] to [...].
 
-  The target's logit is selected by comparison, whose derivatives of every order are products, not
+  The loss of a target that is not in the vocabulary is NaN. The target's logit is selected by comparison, whose derivatives of every order are products, not
   scatters.
   """
   targets = targets.astype(jnp.int32)
   ids = jnp.arange(logits.shape[-1]).reshape((1,) * targets.ndim + (-1,))
   chosen = jnp.sum(jnp.where(ids == targets[..., None], logits, 0), axis=-1)
-  return jax.nn.logsumexp(logits, axis=-1) - chosen
+  is_token = (targets >= 0) & (targets < logits.shape[-1])
+  return jnp.where(is_token, jax.nn.logsumexp(logits, axis=-1) - chosen, jnp.nan)
 
 
 def head_losses(

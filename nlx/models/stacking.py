@@ -133,6 +133,8 @@ def _widths_of_groups(units, count, hidden):
   """How many of the MLP's hidden units each block gets."""
   if hidden is None:
     hidden = tuple(units // count + (i < units % count) for i in range(count))
+  if isinstance(hidden, list):
+    hidden = tuple(hidden)
   if not isinstance(hidden, tuple) or len(hidden) != count or sum(hidden) != units:
     raise ValueError(
       f'`hidden` of independent blocks must be {count} widths that add up to the {units} hidden '

@@ -11,7 +11,8 @@ When all gradients are multiplied by c, a direction is multiplied by
 
     c     momentum, higher_order_momentum, generalized_gradient_descent, delta_gradient_descent (for
           unchanged inputs, near W = 0), delta_momentum while delta ||g||^2 is far from 1
-    1     preconditioned_momentum, learned_preconditioner (without an objective; as a matrix, once
+    1     (while gradients are far from both ends of float32, and from `eps`)
+          preconditioned_momentum, learned_preconditioner (without an objective; as a matrix, once
           it has adapted), deep_momentum, muon, m3, multi_rate (Adam inside)
     1/c   m3 with `second_moment='literal'`, as Algorithm 1 prints it
 """

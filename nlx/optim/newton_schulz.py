@@ -31,21 +31,23 @@ def inner_loop(rate: float) -> Triple:
   return 1 + rate, -rate, 0.0
 
 
-def minimax(smallest: float = 1e-3, steps: int = 6) -> tuple[Triple, ...]:
+def minimax(smallest: float = 1e-3, steps: int = 6, *, safety: float = 1.01) -> tuple[Triple, ...]:
   """Coefficients for each step, the best for singular values in [smallest, 1].
 
   Every step is the odd quintic that is nearest to 1 in the largest deviation over the interval that
-  the step before it has left, found by equal ripples (Remez).
+  the step before it has left, found by equal ripples (Remez). Beyond its end it grows fast, and
+  rounding, as of products in bfloat16, leads there.
 
   Args:
     smallest: The least singular value, relative to the norm, that must be brought to 1.
     steps: How many.
+    safety: By what all steps but the last divide their input, at least 1.
 
   Returns:
     One triple per step, for `newton_schulz`.
 
   Raises:
-    ValueError: If `smallest` is not in (0, 1) or `steps` is smaller than 1.
+    ValueError: If `smallest` is not in (0, 1), or `steps` or `safety` is smaller than 1.
 
   References:
     Amsel et al., The Polar Express, arXiv 2505.16932, Algorithm 1.
@@ -53,10 +55,13 @@ def minimax(smallest: float = 1e-3, steps: int = 6) -> tuple[Triple, ...]:
   core.check_positive('steps', steps, 'step')
   if not 0 < smallest < 1:
     raise ValueError(f'`smallest` must be in (0, 1), got {smallest}.')
+  if not safety >= 1:
+    raise ValueError(f'`safety` must be at least 1, got {safety}.')
   low, high, schedule = smallest, 1.0, []
-  for _ in range(steps):
-    triple, deviation = _nearest_to_one(low, high)
-    schedule.append(triple)
+  for i in range(steps):
+    scale = safety if i < steps - 1 else 1.0
+    (a, b, c), deviation = _nearest_to_one(low / scale, high)
+    schedule.append((a / scale, b / scale**3, c / scale**5))
     low, high = 1 - deviation, 1 + deviation
   return tuple(schedule)
 

@@ -98,7 +98,7 @@ def plan(step: Any, *args: Any, chip: Chip) -> Plan:
   Args:
     step: A function of `jax.jit`, such as `nlx.training.make_step` returns.
     *args: Its arguments, or `jax.ShapeDtypeStruct`s with their shardings, over devices that need
-      not be there.
+      not be there; what has no sharding lies where the others do.
     chip: What these devices are.
 
   Returns:
@@ -110,7 +110,9 @@ def plan(step: Any, *args: Any, chip: Chip) -> Plan:
   after_trace = time.perf_counter()
   lowered = traced.lower()
   after_lower = time.perf_counter()
-  devices = max((leaf.sharding.device_set for leaf in jax.tree.leaves(args)), key=len)
+  shardings = [getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(args)]
+  placed = [sharding.device_set for sharding in shardings if sharding is not None]
+  devices = max(placed, key=len, default={jax.devices()[0]})
   text, memory, parts = _compile(lowered, is_tpu=next(iter(devices)).platform == 'tpu')
   seconds = {
     'trace': after_trace - start,

@@ -139,9 +139,11 @@ def optimizer(
   """
   if name not in OPTIMIZERS:
     raise ValueError(f'`name` of the optimizer must be one of {sorted(OPTIMIZERS)}, got {name!r}.')
-  if weight_decay < 0:
+  if not callable(learning_rate):
+    optim.leaves.check_not_negative('learning_rate', learning_rate)
+  if not weight_decay >= 0:
     raise ValueError(f'`weight_decay` must not be negative, got {weight_decay}.')
-  if clip_norm is not None and clip_norm <= 0:
+  if clip_norm is not None and not clip_norm > 0:
     raise ValueError(f'`clip_norm` must be positive or None, got {clip_norm}.')
   factory = OPTIMIZERS[name]
   if 'labels' in inspect.signature(factory).parameters:

@@ -75,9 +75,29 @@ def test_minimax_step_has_four_equal_ripples(smallest):
 
 def test_minimax_steps_continue_where_the_last_one_ended():
   y = np.geomspace(1e-3, 1, 10_001)
-  for a, b, c in optim.minimax(1e-3, 8):
+  for a, b, c in optim.minimax(1e-3, 8, safety=1.0):
     y = a * y + b * y**3 + c * y**5
   np.testing.assert_allclose(y, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_minimax_bears_products_of_rounded_operands(seed):
+  """Those of bfloat16, on a matrix of one large singular value, which first ends beyond 1."""
+
+  def product(a, b):
+    return jax.lax.reduce_precision(a, 8, 7) @ jax.lax.reduce_precision(b, 8, 7)
+
+  @jax.jit
+  def orthogonalize(x):
+    for a, b, c in optim.minimax(1e-4, 8):
+      gram = product(x, x.mT)
+      x = a * x + product(b * gram + c * product(gram, gram), x)
+    return x
+
+  left, right, noise = np.split(np.random.default_rng(seed).normal(size=(64, 66)), [1, 2], axis=1)
+  x = (left @ right.T + 1e-3 * noise).astype(np.float32)
+  values = spectrum(orthogonalize(jnp.asarray(x / np.linalg.norm(x))))
+  assert values.max() < 1.2
 
 
 @pytest.mark.usefixtures('float64')
