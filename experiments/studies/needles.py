@@ -55,7 +55,6 @@ class Sizes(NamedTuple):
   models: dict[str, tuple[str, Fields]]  # Families, and what differs.
   rates: tuple[float, ...] = (3e-3, 6e-3)
   seeds: tuple[int, ...] = (0, 1, 2)
-  tried: int = 3  # Seeds at every rate; the others are run at the best.
   reading: Reading = Reading()
   processes: int | None = None  # As many as there are cores if None.
 
@@ -117,26 +116,19 @@ def compare(study: str, sizes: Sizes) -> Found:
     A row for each model, task and length, and their figure.
   """
 
-  def made(rates, seeds):
-    """The runs of each model at its rates, by rate."""
-    keys = [(name, rate, seed) for name in rates for rate in rates[name] for seed in seeds]
-    jobs = [Job(*sizes.models[name], rate, seed, sizes.reading) for name, rate, seed in keys]
-    processes = sizes.processes or records.cores()
-    found = iter(records.remember_all(study, jobs, measure, processes=processes))
-    return {
-      name: {rate: [next(found) for _ in seeds] for rate in of_model}
-      for name, of_model in rates.items()
-    }
-
-  tried = made(dict.fromkeys(sizes.models, sizes.rates), sizes.seeds[: sizes.tried])
-  best = {
-    name: max(of_model, key=lambda rate, runs=of_model: _score(runs[rate]))
-    for name, of_model in tried.items()
-  }
-  others = made({name: (rate,) for name, rate in best.items()}, sizes.seeds[sizes.tried :])
+  jobs = [
+    Job(*model, rate, seed, sizes.reading)
+    for model in sizes.models.values()
+    for rate in sizes.rates
+    for seed in sizes.seeds
+  ]
+  processes = sizes.processes or records.cores()
+  found = iter(records.remember_all(study, jobs, measure, processes=processes))
   rows, by_depth = [], {}
-  for name, rate in best.items():
-    runs = tried[name][rate] + others[name][rate]
+  for name in sizes.models:
+    tried = {rate: [next(found) for _ in sizes.seeds] for rate in sizes.rates}
+    rate = max(tried, key=lambda rate, tried=tried: _score(tried[rate]))
+    runs = tried[rate]
     by_depth[name] = np.mean([one['by_depth'] for one in runs], axis=0)
     rows += [
       {

@@ -13,8 +13,8 @@ MAX_LOGITS = 2**24  # Of one sequence at a time: 512 tokens of a vocabulary of 3
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """-log p(target) in nats: logits [..., vocab_size], targets [...] to [...].
 
-  The loss of a target that is not in the vocabulary is NaN. The target's logit is selected by comparison, whose derivatives of every order are products, not
-  scatters.
+  The loss of a target that is not in the vocabulary is NaN. The target's logit is selected by
+  comparison, whose derivatives of every order are products, not scatters.
   """
   targets = targets.astype(jnp.int32)
   ids = jnp.arange(logits.shape[-1]).reshape((1,) * targets.ndim + (-1,))

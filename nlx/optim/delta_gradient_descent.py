@@ -43,7 +43,7 @@ def dense(x: jax.Array, captured: Captured, weights: jax.Array | None = None) ->
   """The product x W, whose gradient for `moment` is the mean of x x^T, whatever the loss.
 
   Gradients of x and W are the usual ones. The mean, a weighted one, is over all leading axes of x.
-  Where one kernel is used several times, as in a `jax.vmap` over data, in a loop over time or in two
+  Where one kernel is used several times, as in a `jax.vmap` over data, a loop over time or two
   layers, the means add up instead, so give `dense` all that a kernel sees at once.
   Reverse mode works to any order; forward mode through `dense` itself does not (a `custom_vjp`).
 

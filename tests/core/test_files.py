@@ -79,9 +79,20 @@ def test_text_is_written_as_utf8(tmp_path):
 # ----- paths
 
 
-@pytest.mark.parametrize('path', ['runs/tiny', '/runs', '~/runs', '', 'a:b', pathlib.Path('runs')])
+@pytest.mark.parametrize('path', ['runs/tiny', '/runs', 'a:b', pathlib.Path('runs')])
 def test_path_on_the_disk_is_that_of_pathlib(path):
   assert repr(core.as_path(path)) == repr(pathlib.Path(path))
+
+
+def test_path_in_the_home_of_a_user_is_found_there(monkeypatch):
+  """Also where a shell leaves `~` alone, as in --workdir=~/runs."""
+  monkeypatch.setenv('HOME', '/home/of/a/user')
+  assert core.as_path('~/runs') == pathlib.Path('/home/of/a/user/runs')
+
+
+def test_empty_path_is_an_error():
+  with pytest.raises(ValueError, match='`path` must name a file or folder, got an empty text'):
+    core.as_path('')
 
 
 @pytest.mark.parametrize('path', ['gs://bucket', 'gs://bucket/runs/tiny'])

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import common, language_model
 from experiments.configs import lm
-from nlx import cms, data, levels, memories, optim
+from nlx import cms, levels, memories, optim
 
 
 def test_config_comes_back_from_its_folder(tmp_path):

@@ -103,7 +103,7 @@ def test_documents_may_end_within_a_chunk():
 
 @pytest.mark.parametrize(
   ('name', 'length', 'entries'),
-  [('hope', 48, 5), ('hope', 41, 5), ('hope', 40, 6), ('window', 8, 0)],
+  [('hope', 48, 5), ('hope', 41, 5), ('hope', 40, 6), ('window', 8, 0), ('window', 9, 2)],
 )
 def test_starts_that_do_not_fit_are_an_error(name, length, entries):
   starts = jnp.ones((problems.BATCH, entries), bool)

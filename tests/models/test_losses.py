@@ -72,3 +72,9 @@ def test_no_array_of_a_long_sequence_is_as_large_as_its_logits(learns, monkeypat
   assert has_all_logits()
   monkeypatch.setattr(losses, 'MAX_LOGITS', 16 * vocab)
   assert not has_all_logits()
+
+
+@pytest.mark.parametrize('target', [-100, -1, VOCAB])
+def test_loss_of_a_target_outside_of_the_vocabulary_is_nan(target):
+  assert np.isnan(models.token_losses(jnp.zeros((1, VOCAB)), jnp.array([target]))).all()
+  assert np.isfinite(models.token_losses(jnp.zeros((1, VOCAB)), jnp.array([VOCAB - 1]))).all()

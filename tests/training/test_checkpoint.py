@@ -228,6 +228,50 @@ def test_unreadable_checkpoint_is_replaced_by_the_next_save(tmp_path, quiet):
   assert (int(restored.state.step), restored.unreadable) == (2, {})
 
 
+def test_checkpoint_that_can_be_read_at_the_second_try_is_kept(tmp_path, monkeypatch):
+  """A network may fail once."""
+  save(tmp_path, [1, 2])
+  read, failures = training.Checkpoints._read, iter([OSError('reset')])
+
+  def fails_once(*args):
+    for error in failures:
+      raise error
+    return read(*args)
+
+  monkeypatch.setattr(training.Checkpoints, '_read', fails_once)
+  restored = restore(tmp_path, make_state())
+  assert (int(restored.state.step), restored.unreadable) == (2, {})
+
+
+def test_leaves_of_one_name_are_an_error(tmp_path):
+  params = {'a.b': jnp.ones(2), 'a': {'b': jnp.zeros(2)}}
+  checkpoints = training.Checkpoints(tmp_path)
+  state = training.init_state(params, TX, key=jax.random.key(0))
+  with pytest.raises(ValueError, match="names of their own, but two are 'a.b'"):
+    checkpoints.save(state, {}, {})
+  checkpoints.close()
+
+
+def test_folder_that_orbax_reads_as_a_pattern_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match=r'`folder` must have no "\[" in its path'):
+    training.Checkpoints(tmp_path / 'run[1]')
+
+
+@pytest.mark.parametrize('name', ['run 1', 'run*', 'run?', 'rün', '%20', 'a{b}', '#', "'"])
+def test_folder_may_have_any_other_name(name, tmp_path):
+  save(tmp_path / name, [1])
+  assert int(restore(tmp_path / name, make_state()).state.step) == 1
+
+
+def test_raw_key_comes_back_raw(tmp_path):
+  raw = make_state()._replace(key=jax.random.key_data(jax.random.key(3)))
+  checkpoints = training.Checkpoints(tmp_path)
+  checkpoints.save(raw, {}, {})
+  checkpoints.close()
+  found = restore(tmp_path, raw).state.key
+  assert found.dtype == raw.key.dtype and (found == raw.key).all()
+
+
 def test_folder_without_a_readable_checkpoint_is_an_error(tmp_path, quiet):
   save(tmp_path, [1])
   damage(tmp_path, 1)

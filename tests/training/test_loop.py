@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nlx import core, parallel, training
+from nlx.training import lock
 from tests.training import run_standin, standin
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -114,6 +115,19 @@ def test_fewer_steps_than_the_checkpoint_are_an_error(tmp_path):
   hooks = training.Hooks(begin=lambda: pytest.fail('nothing begins'))
   with pytest.raises(ValueError, match='`steps` must not be below the 20 steps'):
     run(tmp_path, SETTINGS._replace(steps=10), hooks=hooks)
+
+
+def test_second_run_in_a_folder_is_refused_while_the_first_is_at_work(tmp_path):
+  with lock.lock(tmp_path), pytest.raises(ValueError, match='another process trains there'):
+    run(tmp_path)
+  run(tmp_path)
+
+
+def test_validation_that_can_be_read_only_once_is_an_error(tmp_path):
+  task = standin.make_task()
+  task = task._replace(validation=iter(list(task.validation)))
+  with pytest.raises(ValueError, match='`task.validation` must be read at every evaluation'):
+    training.train(task, training.Settings(1), standin.make_state(task), tmp_path)
 
 
 def test_setting_out_of_range_is_an_error(tmp_path):

@@ -203,3 +203,49 @@ def test_evaluation_weighs_tokens_equally():
 def test_evaluation_of_nothing_is_an_error():
   with pytest.raises(ValueError, match='at least one valid token'):
     training.evaluate(training.make_eval(standin.loss_fn), standin.init_params(), [])
+
+
+@pytest.mark.parametrize('name', ['adamw', 'multi_rate', 'm3'])
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_state_keeps_the_dtypes_of_parameters_in_16_bits(name, accumulation):
+  """So that a compiled step takes what it has made."""
+  params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), standin.init_params())
+  options = {'periods': {'layer': 2}} if name == 'multi_rate' else {}
+  tx = training.optimizer(name, 0.01, **options)
+  state = training.init_state(params, tx, key=jax.random.key(0))
+  step = training.make_step(standin.loss_fn, tx, accumulation)
+  dtypes = jax.tree.map(lambda x: x.dtype, state)
+  for _ in range(3):
+    state, metrics = step(state, ragged_batch())
+    assert jax.tree.map(lambda x: x.dtype, state) == dtypes
+  assert np.isfinite(metrics['loss'])
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
+def test_gradients_in_16_bits_are_means_of_many_tokens(dtype):
+  """Whose sum is more than float16 holds, and to which bfloat16 adds nothing from 256 on."""
+
+  def loss_fn(params, batch):
+    losses = batch['x'] * params['w'].astype(jnp.float32)[None, None]
+    return jnp.sum(losses), jnp.asarray(losses.size, jnp.float32)
+
+  params, batch = {'w': jnp.ones((), dtype)}, {'x': jnp.ones((512, 256))}
+  tx = optax.sgd(1.0)
+  for accumulation in (1, 512):
+    after, metrics = training.make_step(loss_fn, tx, accumulation)(
+      training.init_state(params, tx, key=jax.random.key(0)), batch
+    )
+    assert int(after.failed_step) == 0 and float(metrics['grad_norm']) == 1
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('accumulation', [1, 3])
+def test_means_in_float64_are_exact(accumulation):
+  tx = optax.sgd(1.0)
+
+  def loss_fn(params, batch):
+    return jnp.sum(batch['x'] * params), jnp.float32(batch['x'].size)
+
+  state = training.init_state(jnp.float64(0.1), tx, key=jax.random.key(0))
+  _, metrics = training.make_step(loss_fn, tx, accumulation)(state, {'x': jnp.ones(3)})
+  np.testing.assert_allclose([metrics['loss'], metrics['grad_norm']], [0.1, 1], rtol=1e-15)
