@@ -115,7 +115,6 @@ def compare(study: str, sizes: Sizes) -> Found:
   Returns:
     A row for each model, task and length, and their figure.
   """
-
   jobs = [
     Job(*model, rate, seed, sizes.reading)
     for model in sizes.models.values()
