@@ -24,6 +24,10 @@ def test_blocks_of_period_zero_do_not_learn_in_context():
     ({'hidden': (12,)}, r'`hidden` must be one width or one of each of the 2 blocks, got \(12,\)'),
     ({'hidden': (12, 0)}, r'`hidden\[1\]` must be an integer of at least 1, got 0'),
     ({'rate': float('inf')}, '`rate` must be a finite number of at least 0, got inf'),
+    (
+      {'periods': (2.0, 4.0)},
+      '`periods` must name at least one block, each of 0 or more whole tok',
+    ),
     ({'periods': (8, 12)}, r'`periods\[1\]` must be a multiple of `periods\[0\]`, got 12 and 8'),
   ],
   ids=str,

@@ -102,6 +102,11 @@ def test_prefix_may_stand_before_every_text(prompts):
   np.testing.assert_array_equal(prompts[1].tokens, encode('\n'))
 
 
+def test_prefix_stays_before_a_prompt_that_is_cut(prompts):
+  answers(prefix_all=True, max_length=8).generate_until(ask(('to be or not', {'max_gen_toks': 4})))
+  np.testing.assert_array_equal(prompts[0].tokens, encode('\nnot'))
+
+
 def test_loglikelihood_names_a_continuation_without_tokens():
   with pytest.raises(ValueError, match='`continuation` must have at least one token'):
     answers().loglikelihood(ask(('a context', '')))
@@ -144,6 +149,7 @@ def test_generate_until_continues_each_request_alone():
     ({'do_sample': True, 'top_k': 5, 'max_new_tokens': 9}, (), 9, Sampling(1.0, 5)),
     ({'temperature': 0.7, 'top_p': 0.9}, (), 256, Sampling(0.7, None, 0.9)),
     ({'do_sample': True, 'temperature': 0.0, 'top_p': 0.9}, (), 256, models.GREEDY),
+    ({'do_sample': True, 'top_k': 0, 'top_p': None}, (), 256, Sampling(1.0)),
   ],
 )
 def test_generate_until_takes_the_options_of_a_task(prompts, options, until, max_tokens, sampling):

@@ -104,7 +104,7 @@ def test_windows_score_every_token_once_with_as_much_context_as_fits(max_length,
 @pytest.mark.parametrize(
   ('tokens', 'num_scored', 'message'),
   [
-    ([], 0, r'`passages\[1\].num_scored` must be from 0 to -1'),
+    ([], 0, r'`passages\[1\].tokens` must hold at least one token, got none'),
     ([3, 4], 2, r'`passages\[1\].num_scored` must be from 0 to 1, .* got 2'),
     ([3, 4], -1, 'got -1'),
     ([3, 32], 1, r'`passages\[1\].tokens` must lie in 0..31, got 32'),
@@ -116,6 +116,11 @@ def test_passage_that_cannot_be_scored_is_named(tokens, num_scored, message):
   wrong = [Passage(np.array([1, 2]), 1), Passage(np.array(tokens, int), num_scored)]
   with pytest.raises(ValueError, match=message):
     evaluation.likelihoods(model('transformer'), wrong)
+
+
+def test_tokens_that_are_no_integers_are_an_error():
+  with pytest.raises(ValueError, match=r'`passages\[0\].tokens` must be integers, got float64'):
+    evaluation.likelihoods(model('transformer'), [Passage(np.array([1.5, 2.0]), 1)])
 
 
 @pytest.mark.parametrize('name', ['batch_size', 'max_length'])

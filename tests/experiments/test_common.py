@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from experiments import common, language_model
 from experiments.configs import lm
@@ -178,3 +179,49 @@ def test_in_context_rule_has_a_finite_derivative_where_gradients_are_zero(name):
 def test_unknown_in_context_rule_is_an_error():
   with pytest.raises(ValueError, match="`stack.rule` must be one of .*'m3'.*, got 'adamw'"):
     common.make_in_context_rule('stack.rule', 'adamw')
+
+
+def save_tokenizer(path, words):
+  """One that marks the beginnings of words, and leaves out the first mark when it decodes."""
+  pieces = tokenizers.models.Unigram([('?', 0.0), *((f'\u2581{word}', 0.0) for word in words)], 0)
+  inner = tokenizers.Tokenizer(pieces)
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+  inner.decoder = tokenizers.decoders.Metaspace()
+  inner.save(str(path))
+
+
+def test_text_that_goes_on_begins_with_its_space(tmp_path):
+  save_tokenizer(tmp_path / 'tokenizer.json', ['to', 'be', 'or'])
+  config = lm.get_config('transformer-smoke')
+  config.data.tokenizer = str(tmp_path / 'tokenizer.json')
+  language = common.create(config)
+  before, after = (common.encode(language, text) for text in ('to be', 'or be'))
+  assert 'to be' + common.decode(language, after) == 'to be or be'
+  assert language.tokenizer.decode(before[0].tolist()) == 'to be'
+
+
+@pytest.mark.parametrize('text', ['é', '数 🙂', 'a\u0301', ' x'])
+def test_bytes_that_go_on_are_the_text(text):
+  language = common.create(lm.get_config('transformer-smoke'))
+  assert common.decode(language, common.encode(language, text)) == text
+
+
+def test_tokenizer_that_has_changed_under_its_name_is_an_error(tmp_path):
+  path = tmp_path / 'tokenizer.json'
+  save_tokenizer(path, ['to', 'be', 'or'])
+  config = lm.get_config('transformer-smoke')
+  config.data.tokenizer = str(path)
+  language = common.create(config)
+  noted = language_model.with_digests(config, '', language.tokenizer.digest)
+  common.create(noted)
+  save_tokenizer(path, ['be', 'to', 'or'])
+  with pytest.raises(
+    ValueError, match='`data.tokenizer_digest` is .* the tokenizer is another one'
+  ):
+    common.create(noted)
+
+
+def test_folder_of_something_else_is_an_error(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+  with pytest.raises(ValueError, match="holds no run: its config.json has no 'model'"):
+    common.read_config(tmp_path)

@@ -144,6 +144,18 @@ def test_another_tokenizer_is_refused(finished, tmp_path, size):
     first_params(config, tmp_path)
 
 
+def test_tokenizer_may_be_given_by_another_name(tmp_path):
+  """What counts is its file."""
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  for folder in (first, second):
+    folder.mkdir()
+    save_tokenizer(folder, 64)
+  config = smoke(data__tokenizer=str(first / 'tokenizer.json'))
+  language_model.run(config, tmp_path / 'run')
+  there = smoke(data__tokenizer=str(second / 'tokenizer.json'), pretrained=str(tmp_path / 'run'))
+  first_params(there, tmp_path / 'other')
+
+
 def test_levels_of_another_run_are_not_replaced(finished, tmp_path):
   other = shutil.copytree(finished, tmp_path / 'other')
   common.write_config(stacked(''), tmp_path / 'levels')

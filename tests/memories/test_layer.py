@@ -318,6 +318,36 @@ def test_layer_names_an_objective_that_is_none():
     memories.layer(memories.matrix(), RULE, CHUNK, objective='l2')
 
 
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [((memories.matrix, RULE), '`network`'), ((memories.matrix(), memories.dgd), '`rule`')],
+)
+def test_layer_names_a_part_that_was_not_made(arguments, message):
+  with pytest.raises(ValueError, match=f'{message} must be one such as'):
+    memories.layer(*arguments, CHUNK)
+
+
+def test_tokens_of_a_batch_that_the_weights_have_not_are_an_error():
+  layer = memories.layer(memories.matrix(), memories.delta_rule(), 4)
+  state = layer.level.init({'w': jnp.zeros((3, 3))})
+  x = jnp.zeros((2, 8, 3))
+  tokens = memories.Tokens(x, x, memories.Gates(*jnp.zeros((3, 2, 8))))
+  with pytest.raises(
+    ValueError, match=r'leading axes of the weights, \(\), got keys of \(2, 8, 3\)'
+  ):
+    layer.unroll(state, tokens, x)
+
+
+def test_step_is_for_the_tokens_of_one_chunk():
+  layer = memories.layer(memories.matrix(), memories.delta_rule(), 4)
+  state, x = layer.level.init({'w': jnp.zeros((3, 3))}), jnp.zeros((6, 3))
+  tokens = memories.Tokens(x, x, memories.Gates(*jnp.zeros((3, 6))))
+  with pytest.raises(
+    ValueError, match='`queries` must have at most the 4 tokens of a chunk, got 6'
+  ):
+    layer.step(state, tokens, x)
+
+
 def test_layer_needs_a_token():
   weights, *args = problems.problem('mlp', 0, dtype='float32')
   layer = memories.layer(problems.NETWORKS['mlp'], RULE, CHUNK)

@@ -313,3 +313,9 @@ def test_memory_as_context_may_be_of_more_bits_than_the_model():
   model = problems.make(config)
   logits, _ = quick_jit(model)(jnp.arange(6)[None], model.init_state(1))
   assert np.isfinite(logits).all()
+
+
+def test_series_of_a_list_is_that_of_a_tuple():
+  """Hashable, as `jax.jit` and sessions ask of a model."""
+  part = problems.CONFIGS['transformer'].mixer
+  assert hash(SeriesConfig([part, part])) == hash(SeriesConfig((part, part)))

@@ -133,3 +133,14 @@ def test_family_describes_its_levels(name):
   names = []
   jax.eval_shape(lambda *text: names.extend(model.diagnose(*text)), *problems.texts())
   assert names == [info.name for info in model.level_infos()]
+
+
+@pytest.mark.parametrize('family', [models.hope, models.hope_attention])
+def test_width_of_blocks_is_that_of_mlps_if_given(family):
+  config = family(**problems.SIZES, cms_periods=(256,), mlp_hidden=20)
+  assert config.cms.widths == (20,)
+
+
+def test_parts_may_have_dtypes_of_their_own():
+  config = models.transformer(**problems.SIZES, dtype=jnp.bfloat16, cms_dtype=jnp.float32)
+  assert (config.mixer.dtype, config.cms.dtype) == (jnp.bfloat16, jnp.float32)

@@ -154,6 +154,7 @@ def test_blocks_have_exact_widths(options, widths):
   ('options', 'message'),
   [
     ({'form': 'parallel'}, "`form` must be one of .*, got 'parallel'"),
+    ({'hidden': [20, 6]}, r'`hidden` of independent blocks must be 2 widths .* 27 .*\(20, 6\)'),
     ({'hidden': (20, 6)}, r'`hidden` of independent blocks must be 2 widths .* 27 .*\(20, 6\)'),
     ({'hidden': 27}, '`hidden` of independent blocks must be 2 widths that add up .*, got 27'),
     ({'form': 'nested', 'hidden': 0}, '`hidden` must be an integer of at least 1, got 0'),

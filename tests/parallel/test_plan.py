@@ -7,6 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
@@ -380,3 +381,10 @@ def test_meshes_of_any_sizes_lie_on_a_slice(topology):
   for model in (2, 4, 8):
     mesh = parallel.make_mesh(data=1, fsdp=-1, model=model, devices=devices)
     assert mesh.size == len(devices) and mesh.shape['model'] == model
+
+
+def test_what_has_no_sharding_lies_where_the_rest_does():
+  step = jax.jit(lambda x, batch: x * batch['tokens'])
+  placed, plain = jnp.ones(3), np.ones(3, np.float32)
+  for x in (placed, plain):
+    assert parallel.plan(step, x, {'tokens': plain}, chip=CHIP).num_devices == 1

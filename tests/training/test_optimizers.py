@@ -177,3 +177,17 @@ def test_clipping_leaves_captured_moments_alone():
     for clip_norm in (1.0, None)
   ]
   np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'learning_rate': -1.0}, '`learning_rate` must not be negative, got -1.0'),
+    ({'learning_rate': float('nan')}, '`learning_rate` must not be negative, got nan'),
+    ({'weight_decay': float('nan')}, '`weight_decay` must not be negative, got nan'),
+    ({'clip_norm': float('nan')}, '`clip_norm` must be positive or None, got nan'),
+  ],
+)
+def test_number_of_any_optimizer_that_is_out_of_range_is_an_error(options, message):
+  with pytest.raises(ValueError, match=message):
+    training.optimizer('adamw', **{'learning_rate': 0.1, **options})
