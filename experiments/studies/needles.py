@@ -126,8 +126,7 @@ def compare(study: str, sizes: Sizes) -> Found:
   rows, by_depth = [], {}
   for name in sizes.models:
     tried = {rate: [next(found) for _ in sizes.seeds] for rate in sizes.rates}
-    rate = max(tried, key=lambda rate, tried=tried: _score(tried[rate]))
-    runs = tried[rate]
+    rate, runs = max(tried.items(), key=lambda one: _score(one[1]))
     by_depth[name] = np.mean([one['by_depth'] for one in runs], axis=0)
     rows += [
       {

@@ -106,15 +106,10 @@ def layer(
     return jax.lax.cond(state.count >= chunk_size, periodic_level.flush, lambda state: state, state)
 
   def step(state, tokens, queries, num_valid=None):
-    if queries.shape[-2] > chunk_size:
-      raise ValueError(
-        f'`queries` must have at most the {chunk_size} tokens of a chunk, got {queries.shape[-2]}.'
-      )
-    _check_batch(state, tokens.keys)
+    _check_shapes(state, tokens, queries, most=chunk_size)
     tokens, queries = _as(_dtype(state), _masked(tokens, num_valid), queries)
-    factors = gate_factors(rule, tokens.gates)
     ticks = _ticks(0, queries.shape[-2], num_valid)
-    outputs, state = write(state, tokens, queries, factors, ticks)
+    outputs, state = write(state, tokens, queries, gate_factors(rule, tokens.gates), ticks)
     return outputs, flush_if_due(state)
 
   def unroll(state, tokens, queries, num_valid=None):
@@ -125,8 +120,7 @@ def layer(
       return periodic_level.flush(state) if num_valid is None else flush_if_due(state), outputs
 
     length = queries.shape[-2]
-    core.check_positive('T', length, 'token')
-    _check_batch(state, tokens.keys)
+    _check_shapes(state, tokens, queries)
     tokens, queries = _as(_dtype(state), _masked(tokens, num_valid), queries)
     whole = length // chunk_size * chunk_size
     pieces = []
@@ -146,8 +140,12 @@ def layer(
   return Layer(memory, periodic_level, unroll, step)
 
 
-def _check_batch(state, keys):
-  weights = next(iter(weights_of(state.held).values()))
+def _check_shapes(state, tokens, queries, most=None):
+  length = queries.shape[-2]
+  core.check_positive('T', length, 'token')
+  if most is not None and length > most:
+    raise ValueError(f'`queries` must have at most the {most} tokens of a chunk, got {length}.')
+  weights, keys = next(iter(weights_of(state.held).values())), tokens.keys
   batch, of_keys = weights.shape[:-2], keys.shape[:-2]
   if len(of_keys) > len(batch) or jnp.broadcast_shapes(batch, of_keys) != batch:
     raise ValueError(

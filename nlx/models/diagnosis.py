@@ -1,6 +1,6 @@
 """How large the states of a model become along a text."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +8,16 @@ from flax import nnx
 
 from nlx import core
 
-if TYPE_CHECKING:
-  from nlx.models.language_model import LanguageModel, Reading
-
 
 def sizes_of_states(
-  model: 'LanguageModel', tokens: jax.Array, targets: jax.Array, mask: jax.Array
+  model: Any, tokens: jax.Array, targets: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
   """See `LanguageModel.diagnose`."""
 
   def sizes(states):
     return jnp.stack([core.root_mean_square(state) for state in states])
 
-  def outputs(reading: 'Reading'):
+  def outputs(reading):
     mixers = [*model.mixer_states(reading.after), nnx.state(model)]
     return sizes(mixers), sizes(reading.fast) if reading.fast else ()
 

@@ -50,7 +50,8 @@ def part_by_part(per_leaf: Any, part: Any, tree: Any) -> Any:
     part: A dict or tuple of anything.
     tree: Any tree.
   """
-  structure, record = jax.tree.structure(tree), jax.tree.structure(part)
+  structure: Any = jax.tree.structure(tree)
+  record: Any = jax.tree.structure(part)
   rows = [record.flatten_up_to(one) for one in structure.flatten_up_to(per_leaf)]
   trees = [structure.unflatten(row[i] for row in rows) for i in range(record.num_leaves)]
   return record.unflatten(trees)
