@@ -449,7 +449,7 @@ class LanguageModel(nnx.Module):
 
     Raises:
       ValueError: If `tokens` has another number of axes, or of sequences than `state`, or none in
-        time.
+        time, or `learns` another number of axes.
     """
     batch_size = state.buffer.shape[0]
     if tokens.ndim != 2 or tokens.shape[0] != batch_size or not tokens.shape[1]:
@@ -457,6 +457,8 @@ class LanguageModel(nnx.Module):
         f'`tokens` must be [B, T] with the {batch_size} sequences of `state` and at least one '
         f'token of each, got {tokens.shape}.'
       )
+    if jnp.ndim(learns) not in (0, 2):
+      raise ValueError(f'`learns` must be [B, T] or one for all, got {jnp.shape(learns)}.')
     learns = jnp.asarray(learns, jnp.float32).reshape(jnp.shape(learns) or (1, 1))
     text = Text(tokens.astype(jnp.int32), jnp.broadcast_to(learns, tokens.shape))
     return streaming.read(self, text, state)

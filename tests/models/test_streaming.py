@@ -212,3 +212,11 @@ def test_stream_of_attention_fills_its_whole_length(name):
   state = quick_jit(lambda: model.init_state(problems.BATCH, LENGTH))()
   logits, _ = problems.read(config, tokens(), CUTS['up_to_boundaries'], state)
   np.testing.assert_allclose(logits, whole(config)[1], rtol=0, atol=1e-10)
+
+
+def test_learns_is_for_each_token_or_for_all():
+  """As many numbers as sequences would be taken for one for each token, where those are as many."""
+  model = problems.make(problems.ONE_LAYER)
+  state = jax.eval_shape(lambda: model.init_state(2))
+  with pytest.raises(ValueError, match=r'`learns` must be \[B, T\] or one for all, got \(2,\)'):
+    jax.eval_shape(lambda state: model(jnp.zeros((2, 2), int), state, learns=jnp.ones(2)), state)
