@@ -91,8 +91,7 @@ class CMSConfig:
     fit = [isinstance(x, numbers.Integral) and x >= 0 for x in self.periods]
     if not fit or not all(fit):
       raise ValueError(
-        '`periods` must name at least one block, each of 0 or more whole tokens, got '
-        f'{self.periods}.'
+        f'`periods` must name at least one block, each of 0 or more tokens, got {self.periods}.'
       )
     periods = self.in_context_periods
     if len(set(periods)) < len(periods):

@@ -26,7 +26,7 @@ def test_blocks_of_period_zero_do_not_learn_in_context():
     ({'rate': float('inf')}, '`rate` must be a finite number of at least 0, got inf'),
     (
       {'periods': (2.0, 4.0)},
-      '`periods` must name at least one block, each of 0 or more whole tok',
+      '`periods` must name at least one block, each of 0 or more tokens, got',
     ),
     ({'periods': (8, 12)}, r'`periods\[1\]` must be a multiple of `periods\[0\]`, got 12 and 8'),
   ],
