@@ -64,8 +64,9 @@ def _load_run(
   """Returns the model of another run, with the levels that it has there."""
   described = common.read_config(folder)
   found, here = described.data.tokenizer, config.data.tokenizer
-  noted, digest = described.data.get('tokenizer_digest'), language.tokenizer.digest
-  if noted != digest if noted else found != here:
+  noted = described.data.get('tokenizer_digest')
+  is_same = noted == language.tokenizer.digest if noted else found == here
+  if not is_same:
     raise ValueError(
       f'`data.tokenizer` must be {found!r}, that of `pretrained` {str(folder)!r}, got {here!r}: '
       'equal ids would stand for other text.'

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from nlx import optim
+from nlx.optim.leaves import in_float32
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -143,7 +144,7 @@ def _mean_gradient(loss_fn: LossFn, params: Params, batch: Batch, accumulation: 
 
   def sums_of(batch):
     (loss, count), grads = means_of(batch)
-    return jax.tree.map(lambda x: _wide(x) * count, (loss, grads)), count
+    return jax.tree.map(lambda x: in_float32(x) * count, (loss, grads)), count
 
   def add(sums, microbatch):
     return jax.tree.map(jnp.add, sums, sums_of(microbatch)), None
@@ -158,14 +159,9 @@ def _mean_gradient(loss_fn: LossFn, params: Params, batch: Batch, accumulation: 
   return loss, count, jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, params)
 
 
-def _wide(x: jax.Array) -> jax.Array:
-  """In at least float32: in 16 bits a sum soon stops to grow."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _over(total: jax.Array, count: jax.Array) -> jax.Array:
   """A sum divided by the number of tokens in it, nothing by 1."""
-  total = _wide(total)
+  total = in_float32(total)
   return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
